@@ -1,0 +1,1 @@
+"""Run configurations: the schema and the YAML presets that follow it."""

@@ -1,0 +1,347 @@
+"""What a run's YAML may say: every field with its type, unit, bounds, default and meaning."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "AugmentationConfig",
+    "BoxPostprocess",
+    "CaptionModel",
+    "CaptionPostprocess",
+    "ClassificationModel",
+    "ClassificationPostprocess",
+    "ComputeConfig",
+    "DetectionModel",
+    "EvaluationConfig",
+    "IngestConfig",
+    "InstanceModel",
+    "ModelConfig",
+    "PreprocessConfig",
+    "RunConfig",
+    "SemanticModel",
+    "ShardConfig",
+    "TaskName",
+    "TilingConfig",
+    "TrainConfig",
+]
+
+TaskName = Literal[
+    "classification", "detection", "instance_segmentation", "semantic_segmentation", "captioning"
+]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+CanvasSize = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+
+
+class Frozen(BaseModel):
+    """Immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestConfig(Frozen):
+    """Which files of a folder are images to score."""
+
+    suffixes: tuple[str, ...] = Field(
+        default=(
+            ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif",
+            ".avif", ".heic", ".heif",
+        ),
+        description="file name endings that are listed, compared without case",
+    )  # fmt: skip
+    include: tuple[str, ...] = Field(
+        default=(), description="globs on the relative path; empty: every path"
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(), description="globs on the relative path that are left out"
+    )
+    max_pixels: int = Field(
+        default=200_000_000,
+        gt=0,
+        description="images with more pixels in their header are quarantined unread (bombs)",
+    )
+    max_file_bytes: int = Field(
+        default=1_000_000_000, gt=0, description="files larger than this are quarantined unread"
+    )
+
+
+class PreprocessConfig(Frozen):
+    """How an image is laid on the network's canvas; part of the model key."""
+
+    resize: Literal["letterbox", "stretch", "center_crop"] = Field(
+        default="letterbox",
+        description="letterbox: keep aspect, top-left aligned, padded; stretch: fill the canvas; "
+        "center_crop: shorter side to crop_from, then the central canvas",
+    )
+    canvases: tuple[CanvasSize, ...] = Field(
+        min_length=1,
+        description="(height, width) choices in pixels; an image takes the one that it fills most",
+    )
+    crop_from: int | None = Field(
+        default=None, gt=0, description="shorter side before a center_crop, pixels"
+    )
+    channels: Literal["rgb", "bgr"] = Field(
+        default="rgb", description="channel order of the network"
+    )
+    mean: tuple[float, float, float] = Field(
+        default=(0.485, 0.456, 0.406), description="subtracted after scaling to [0, 1]"
+    )
+    std: tuple[float, float, float] = Field(
+        default=(0.229, 0.224, 0.225), description="divided by after the mean"
+    )
+    pad_value: int = Field(default=114, ge=0, le=255, description="grey level of the padding")
+
+    @model_validator(mode="after")
+    def _crop_needs_a_size(self) -> "PreprocessConfig":
+        if (self.resize == "center_crop") != (self.crop_from is not None):
+            raise ValueError("crop_from goes with resize: center_crop, and only with it")
+        return self
+
+
+class BoxPostprocess(Frozen):
+    """From candidates to the boxes that are stored; part of the model key."""
+
+    score_threshold: Fraction = Field(default=0.05, description="candidates below it are dropped")
+    class_thresholds: dict[str, Fraction] = Field(
+        default_factory=dict,
+        description="score threshold by class name, instead of score_threshold",
+    )
+    nms: Literal["hard", "soft_linear", "soft_gaussian", "weighted_fusion", "none"] = Field(
+        default="hard", description="how overlapping candidates are reconciled"
+    )
+    class_agnostic: bool = Field(default=False, description="boxes of different classes compete")
+    iou_threshold: Fraction = Field(default=0.5, description="overlap at which boxes compete")
+    overlap: Literal["iou", "ios"] = Field(
+        default="iou", description="intersection over union, or over the smaller box"
+    )
+    sigma: float = Field(default=0.5, gt=0, description="width of the soft_gaussian decay")
+    pre_nms_top_k: int = Field(default=1000, gt=0, description="best candidates per image kept")
+    max_detections: int = Field(default=100, gt=0, le=65_534, description="boxes kept per image")
+    min_size: float = Field(default=0.0, ge=0, description="least box side in original pixels")
+    mask_threshold: Fraction = Field(default=0.5, description="mask probability that is inside")
+    keep_candidates: bool = Field(
+        default=False, description="also store the candidates before suppression"
+    )
+
+
+class ClassificationPostprocess(Frozen):
+    """From class probabilities to stored labels; part of the model key."""
+
+    top_k: int = Field(default=5, gt=0, description="labels stored per image")
+    score_threshold: Fraction = Field(default=0.0, description="labels below it are not stored")
+
+
+class CaptionPostprocess(Frozen):
+    """How a caption is searched; part of the model key."""
+
+    beam_size: int = Field(default=3, gt=0, description="1 is greedy search")
+    max_tokens: int = Field(default=30, gt=0, description="longest caption, in tokens")
+    length_penalty: float = Field(
+        default=0.7, ge=0, description="log probabilities are divided by length to this power"
+    )
+
+
+class TilingConfig(Frozen):
+    """Large images are scored tile by tile; part of the model key."""
+
+    tile: CanvasSize = Field(description="(height, width) of a tile in original pixels")
+    overlap: Fraction = Field(
+        default=0.2, lt=1, description="share of a tile that neighbours share"
+    )
+    min_pixels: int = Field(default=0, ge=0, description="images with fewer pixels are not tiled")
+    include_full: bool = Field(
+        default=True, description="score the whole image too, for objects larger than a tile"
+    )
+    border: int = Field(
+        default=8,
+        ge=0,
+        description="boxes cut by an inner tile edge closer than this many pixels are dropped",
+    )
+
+
+class AugmentationConfig(Frozen):
+    """Test-time augmentation; part of the model key."""
+
+    horizontal_flip: bool = Field(default=False, description="score the mirrored image too")
+    vertical_flip: bool = Field(default=False, description="score the image upside down too")
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1.0,), min_length=1, description="canvas sizes relative to the configured one"
+    )
+
+
+class _Model(Frozen):
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="slug; with 8 hex digits it is the model key"
+    )
+    architecture: str | None = Field(
+        default=None,
+        description="a name that `pixelmill models` lists, `torchvision/<builder>`, `onnx`, or "
+        "`package.module:function`; left out: what the weights file says",
+    )
+    arguments: dict[str, int | float | str | bool | None | tuple[int | float | str, ...]] = Field(
+        default_factory=dict, description="keyword arguments of the architecture's builder"
+    )
+    weights: str = Field(
+        description="a file (.safetensors, .pt, .onnx), `embedded:<name>` for ours, or "
+        "`torchvision:<ENUM>` such as torchvision:DEFAULT"
+    )
+    decode: str | None = Field(
+        default=None,
+        description="`file.py:function` that turns the raw outputs of an onnx or custom network "
+        "into predictions",
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="class names by index; left out: what the weights say"
+    )
+    preprocess: PreprocessConfig | None = Field(
+        default=None, description="left out: what the weights say"
+    )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the forward pass")
+    batch_size: int = Field(
+        default=8, gt=0, description="images per forward pass; never changes a result"
+    )
+
+
+class _BoxModel(_Model):
+    postprocess: BoxPostprocess = Field(default_factory=BoxPostprocess)
+    tiling: TilingConfig | None = Field(default=None, description="tile by tile scoring")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+
+
+class DetectionModel(_BoxModel):
+    """Boxes with classes and scores."""
+
+    task: Literal["detection"] = "detection"
+
+
+class InstanceModel(_BoxModel):
+    """Boxes, and a mask for each."""
+
+    task: Literal["instance_segmentation"] = "instance_segmentation"
+
+
+class SemanticModel(_Model):
+    """A class for every pixel."""
+
+    task: Literal["semantic_segmentation"] = "semantic_segmentation"
+    tiling: TilingConfig | None = Field(default=None, description="tile by tile scoring")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+
+
+class CaptionModel(_Model):
+    """A sentence for the image."""
+
+    task: Literal["captioning"] = "captioning"
+    postprocess: CaptionPostprocess = Field(default_factory=CaptionPostprocess)
+
+
+class ClassificationModel(_Model):
+    """Classes for the whole image."""
+
+    task: Literal["classification"] = "classification"
+    postprocess: ClassificationPostprocess = Field(default_factory=ClassificationPostprocess)
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+
+
+ModelConfig = Annotated[
+    DetectionModel | InstanceModel | SemanticModel | CaptionModel | ClassificationModel,
+    Field(discriminator="task"),
+]
+
+
+class ShardConfig(Frozen):
+    """How the missing work is cut; changes no result."""
+
+    max_images: int = Field(default=256, gt=0, le=65_535, description="images per shard at most")
+    max_pixels: int = Field(
+        default=400_000_000, gt=0, description="pixels per shard at most, from the headers"
+    )
+
+
+class ComputeConfig(Frozen):
+    """Where and with how much is scored; changes no result."""
+
+    cluster: str = Field(
+        default="auto",
+        description="auto | inline | local | local:<n> | cuda | tcp://host:port of a scheduler",
+    )
+    retries: int = Field(default=2, ge=0, description="tries again after a transient shard error")
+    publish_every: int = Field(default=64, gt=0, description="receipts per publication")
+    publish_seconds: float = Field(default=60.0, gt=0, description="or after this many seconds")
+
+
+class EvaluationConfig(Frozen):
+    """Where truth is, and how it is compared."""
+
+    instances: str | None = Field(
+        default=None, description="COCO JSON with boxes and masks, relative to the images' parent"
+    )
+    semantic: str | None = Field(
+        default=None, description="folder of PNG label maps named like the images"
+    )
+    captions: str | None = Field(default=None, description="COCO captions JSON")
+    labels: str | None = Field(default=None, description="CSV with the columns file_name and label")
+    class_names: dict[str, str] = Field(
+        default_factory=dict, description="model class name -> truth class name where they differ"
+    )
+    void: int = Field(default=255, ge=0, le=65_535, description="label value that is not scored")
+    iou_type: Literal["auto", "bbox", "segm"] = Field(
+        default="auto", description="auto: boxes, and masks where model and truth have them"
+    )
+
+
+class RunConfig(Frozen):
+    """A whole run: what is scored, by which models, where, and against what truth."""
+
+    name: str = Field(description="of the preset")
+    description: str = Field(default="", description="one line for `pixelmill config list`")
+    images: str | None = Field(
+        default=None, description="default folder or URL where the command names none"
+    )
+    models: tuple[ModelConfig, ...] = Field(min_length=1, description="all fed by one decode")
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    shard: ShardConfig = Field(default_factory=ShardConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "RunConfig":
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"model names must differ, got {', '.join(names)}")
+        return self
+
+
+class TrainConfig(Frozen):
+    """Training of one model of ours on images with truth."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="of the weights file that is written"
+    )
+    task: Literal["detection", "instance_segmentation", "semantic_segmentation", "captioning"] = (
+        Field(description="what is learnt")
+    )
+    architecture: str = Field(description="a name that `pixelmill models` lists as trainable")
+    arguments: dict[str, int | float | str | bool | None | tuple[int | float | str, ...]] = Field(
+        default_factory=dict, description="keyword arguments of the architecture's builder"
+    )
+    preprocess: PreprocessConfig
+    images: str = Field(description="folder of images, or `scenes:<count>:<seed>` to render them")
+    truth: str | None = Field(
+        default=None, description="COCO JSON, folder of label maps, or captions JSON"
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="semantic class names by label value; others read the truth's"
+    )
+    split: str | None = Field(
+        default=None, description="text file of the file stems to train on; left out: by fraction"
+    )
+    train_fraction: float = Field(
+        default=0.8, gt=0, le=1, description="share of the images trained on, chosen by name hash"
+    )
+    epochs: int = Field(default=20, gt=0)
+    batch_size: int = Field(default=8, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(default=1e-4, ge=0)
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast if bf16")
+    seed: int = Field(default=0, ge=0)

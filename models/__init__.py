@@ -1,0 +1,1 @@
+"""Architectures, one per file, and how they are built, loaded and read out."""

@@ -1,0 +1,86 @@
+"""What every network of the pipeline offers, whatever its architecture.
+
+A *view* is one canvas with one image (or one tile, mirror or scale of it) on it. The engine makes
+views, a `Network` scores a batch of them, and the outputs, in canvas pixels, are mapped back to
+the original image and merged by `pixelmill.tasks.engine`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["BoxOutput", "CaptionOutput", "ClassOutput", "Network", "SemanticOutput", "ViewOutput"]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxOutput:
+    """Candidates of one view, before thresholds and suppression.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32, canvas pixels, max exclusive.
+        scores: (N,) float32 in [0, 1].
+        labels: (N,) int64, index into the model's classes.
+        mask_probs: (N, M, M) float32 in [0, 1] over each box, or None for a pure detector.
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    mask_probs: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticOutput:
+    """Class scores of one view.
+
+    Attributes:
+        logits: (K, h, w) float32 that cover the whole canvas; h, w may be the canvas' size
+            divided by the output stride.
+    """
+
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionOutput:
+    """The sentence found for one view.
+
+    Attributes:
+        text: detokenised.
+        logprob: natural logarithm of the sentence's probability.
+        num_tokens: tokens generated, the end token included.
+    """
+
+    text: str
+    logprob: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassOutput:
+    """Class probabilities of one view.
+
+    Attributes:
+        probs: (K,) float32 in [0, 1].
+    """
+
+    probs: Tensor
+
+
+ViewOutput = BoxOutput | SemanticOutput | CaptionOutput | ClassOutput
+
+
+class Network(Protocol):
+    """A model that is ready to score; built by `pixelmill.models.build.build_network`."""
+
+    def predict(self, images: Tensor) -> list[ViewOutput]:
+        """Score a batch.
+
+        Args:
+            images: (B, H, W, 3) uint8 RGB canvases, all of one size, on the network's device.
+
+        Returns:
+            One output per image, on the CPU; independent of the other images of the batch.
+        """
+        ...

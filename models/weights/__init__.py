@@ -1,0 +1,1 @@
+"""Weights trained by this project, as safetensors, with their model cards."""

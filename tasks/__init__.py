@@ -1,0 +1,1 @@
+"""The steps of the pipeline: a pure function each, and the Prefect task over it."""

@@ -1,0 +1,1 @@
+"""The inference engine: bytes in, predictions out, one shard at a time."""

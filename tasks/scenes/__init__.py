@@ -1,0 +1,1 @@
+"""Procedural photo-like scenes with exact truth."""

@@ -1,0 +1,1 @@
+"""The store: Zarr masks and Parquet tables, committed exactly once."""
