@@ -178,7 +178,7 @@ class _Model(Frozen):
         description="a name that `pixelmill models` lists, `torchvision/<builder>`, `onnx`, or "
         "`package.module:function`; left out: what the weights file says",
     )
-    arguments: dict[str, int | float | str | bool | None | tuple[int | float | str, ...]] = Field(
+    arguments: dict[str, int | float | str | bool | tuple[int | float | str, ...] | None] = Field(
         default_factory=dict, description="keyword arguments of the architecture's builder"
     )
     weights: str = Field(
@@ -322,7 +322,7 @@ class TrainConfig(Frozen):
         Field(description="what is learnt")
     )
     architecture: str = Field(description="a name that `pixelmill models` lists as trainable")
-    arguments: dict[str, int | float | str | bool | None | tuple[int | float | str, ...]] = Field(
+    arguments: dict[str, int | float | str | bool | tuple[int | float | str, ...] | None] = Field(
         default_factory=dict, description="keyword arguments of the architecture's builder"
     )
     preprocess: PreprocessConfig

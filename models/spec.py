@@ -21,7 +21,7 @@ __all__ = ["RESULTS_VERSION", "ModelSpec"]
 # Raised when the code changes what is stored for the same spec: a new version is a new model key.
 RESULTS_VERSION = 1
 
-Arguments = dict[str, int | float | str | bool | None | tuple[int | float | str, ...]]
+Arguments = dict[str, int | float | str | bool | tuple[int | float | str, ...] | None]
 
 
 class ModelSpec(BaseModel):
