@@ -1,0 +1,51 @@
+# Every target sets up .venv by itself; a fresh machine needs Python 3.11 to 3.13 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TYPES := build/types/pixelmill
+FOLDERS := configs models tasks flows
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo   set up, then score, evaluate and report on rendered scenes, offline"
+	@echo "make test   set up, then lint, types and every test"
+	@echo "make check  lint and types only"
+	@echo "make bench  the benchmarks: figures as JSON lines"
+	@echo "make clean  remove what the other targets made, .venv included"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Type checkers cannot follow the editable install's import hook: give them the installed names.
+$(TYPES):
+	mkdir -p $@
+	for folder in $(FOLDERS); do ln -sfn "$(CURDIR)/$$folder" "$@/$$folder"; done
+
+demo: $(VENV)/.installed
+	$(BIN)/pixelmill demo --out demo
+
+check: $(VENV)/.installed-dev | $(TYPES)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+test: check
+	$(BIN)/python -P -m pytest
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -P -m pytest -m benchmark -s tests/benchmarks
+
+clean:
+	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
