@@ -1,0 +1,533 @@
+"""Box and mask average precision; pycocotools is the reference and the RLE codec.
+
+Every library of the field scores some bad input silently wrong (pycocotools gives AP 1.0 for NaN
+scores), so the input is validated here first. The numbers then are pycocotools' own, unchanged.
+
+Source: Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014,
+https://cocodataset.org/#detection-eval.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_codec
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from pixelmill.tasks.metrics.results import ClassRow, Confusion, Curve, Metric
+
+__all__ = [
+    "Category",
+    "DetectionScores",
+    "InstanceTruth",
+    "IouType",
+    "TruthImage",
+    "encode_mask",
+    "score_detections",
+]
+
+IouType = Literal["bbox", "segm"]
+BACKGROUND = "background"
+MAX_DETECTIONS = 100
+# Index of IoU 0.50 in pycocotools' thresholds 0.50, 0.55 .. 0.95, of area "all", of maxDets 100.
+AT_50, ALL_AREAS, AT_100 = 0, 0, 2
+
+_SIZES = {
+    "small": "area below 32 x 32 pixels",
+    "medium": "area from 32 x 32 to 96 x 96 pixels",
+    "large": "area above 96 x 96 pixels",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TruthImage:
+    """One image of a COCO file; width and height in pixels."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of a COCO file."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceTruth:
+    """Annotated boxes, and masks where there are any.
+
+    Attributes:
+        annotations: COCO annotations with the keys image_id, category_id, bbox (xywh), area,
+            iscrowd and, where the truth has masks, segmentation (polygons or RLE).
+        has_masks: every annotation has a segmentation.
+    """
+
+    images: tuple[TruthImage, ...]
+    categories: tuple[Category, ...]
+    annotations: tuple[Mapping[str, Any], ...]
+    has_masks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionScores:
+    """What `score_detections` found.
+
+    Attributes:
+        score_threshold: of the confusion matrix and of the per-image numbers.
+        per_image: image id -> TP, FP, FN and F1 at IoU 0.5 and `score_threshold`.
+    """
+
+    metrics: tuple[Metric, ...]
+    per_class: tuple[ClassRow, ...]
+    curves: tuple[Curve, ...]
+    confusion: Confusion
+    score_threshold: float
+    per_image: dict[int, dict[str, float]]
+    notes: tuple[str, ...]
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO run lengths of a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        `{"size": [H, W], "counts": bytes}`.
+    """
+    encoded: dict[str, Any] = mask_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return encoded
+
+
+def score_detections(
+    truth: InstanceTruth,
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: IouType = "bbox",
+    score_threshold: float | None = None,
+) -> DetectionScores:
+    """Score detections against truth as COCO does.
+
+    The caller's dicts are not changed. Annotation ids are given anew, because pycocotools takes
+    the id 0 for "unmatched".
+
+    Args:
+        truth: images without detections count as empty predictions.
+        detections: COCO results with image_id, category_id, score, and bbox (xywh, pixels) for
+            "bbox" or segmentation (RLE of the image's size) for "segm".
+        iou_type: what overlap is measured on.
+        score_threshold: of the confusion matrix and of the per-image numbers; None: the score at
+            which F1 over all classes is best.
+
+    Raises:
+        ValueError: a detection that cannot be scored (all faults of the first twenty in one
+            message), truth without images or classes, or without masks for "segm".
+    """
+    _check(truth, detections, iou_type)
+    evaluator = _run_pycocotools(truth, detections, iou_type)
+    rows = _match_rows(evaluator)
+    best_threshold, best_f1 = _best_f1(rows)
+    threshold = best_threshold if score_threshold is None else score_threshold
+    confusion, per_image = _count_at(evaluator, truth, rows, threshold)
+    unit = "masks" if iou_type == "segm" else "boxes"
+    metrics = (*_coco_metrics(evaluator, unit), *_operating_metrics(confusion, threshold, best_f1))
+    crowded = _num_crowded(truth)
+    notes = [f"pycocotools, IoU of {unit}, maxDets {MAX_DETECTIONS} per image and class"]
+    if crowded:
+        notes.append(
+            f"{crowded} images hold more than {MAX_DETECTIONS} truth instances of one class: "
+            f"maxDets {MAX_DETECTIONS} caps even a perfect answer below AP 1"
+        )
+    return DetectionScores(
+        metrics=metrics,
+        per_class=_per_class(evaluator, truth, rows, confusion),
+        curves=_curves(evaluator, truth),
+        confusion=confusion,
+        score_threshold=threshold,
+        per_image=per_image,
+        notes=tuple(notes),
+    )
+
+
+def _check(
+    truth: InstanceTruth, detections: Sequence[Mapping[str, Any]], iou_type: IouType
+) -> None:
+    if not truth.images or not truth.categories:
+        raise ValueError(
+            f"truth needs images and categories, got {len(truth.images)} images and "
+            f"{len(truth.categories)} categories"
+        )
+    if iou_type == "segm" and not truth.has_masks:
+        raise ValueError("truth has no masks: every annotation needs a segmentation for 'segm'")
+    sizes = {image.id: (image.height, image.width) for image in truth.images}
+    categories = {category.id for category in truth.categories}
+    faults: list[str] = []
+    for index, detection in enumerate(detections):
+        fault = _fault(detection, sizes, categories, iou_type)
+        if fault:
+            faults.append(f"detection {index}: {fault}")
+        if len(faults) == 20:
+            faults.append("and perhaps more")
+            break
+    if faults:
+        raise ValueError("detections cannot be scored:\n  " + "\n  ".join(faults))
+
+
+def _fault(
+    detection: Mapping[str, Any],
+    sizes: Mapping[int, tuple[int, int]],
+    categories: set[int],
+    iou_type: IouType,
+) -> str | None:
+    region = "bbox" if iou_type == "bbox" else "segmentation"
+    missing = [
+        key for key in ("image_id", "category_id", "score", region) if detection.get(key) is None
+    ]
+    if missing:
+        return f"missing {', '.join(missing)}"
+    if detection["image_id"] not in sizes:
+        return f"image_id {detection['image_id']!r} is not in the truth"
+    if detection["category_id"] not in categories:
+        return f"category_id {detection['category_id']!r} is not in the truth"
+    if not np.isfinite(detection["score"]):
+        return f"score must be finite, got {detection['score']!r}"
+    if iou_type == "bbox":
+        box_xywh = np.asarray(detection["bbox"], dtype=np.float64)
+        if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all():
+            return f"bbox must be 4 finite numbers, got {detection['bbox']!r}"
+        if (box_xywh[2:] < 0).any():
+            return f"bbox must have width and height >= 0, got {detection['bbox']!r}"
+        return None
+    mask = detection["segmentation"]
+    if not isinstance(mask, Mapping) or "counts" not in mask or "size" not in mask:
+        return "segmentation must be an RLE with counts and size"
+    if tuple(mask["size"]) != sizes[detection["image_id"]]:
+        return (
+            f"mask size {tuple(mask['size'])} is not the image's (height, width) "
+            f"{sizes[detection['image_id']]}"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Swallow what pycocotools prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _run_pycocotools(
+    truth: InstanceTruth, detections: Sequence[Mapping[str, Any]], iou_type: IouType
+) -> Any:
+    header = {
+        "images": [
+            {"id": image.id, "width": image.width, "height": image.height} for image in truth.images
+        ],
+        "categories": [{"id": category.id, "name": category.name} for category in truth.categories],
+    }
+    annotations = [{**note, "id": i} for i, note in enumerate(truth.annotations, start=1)]
+    with _silence():
+        truth_index, detection_index = COCO(), COCO()
+        truth_index.dataset = {**header, "annotations": annotations}
+        detection_index.dataset = {
+            **header,
+            "annotations": [
+                _as_annotation(detection, i, iou_type)
+                for i, detection in enumerate(detections, start=1)
+            ],
+        }
+        truth_index.createIndex()
+        detection_index.createIndex()
+        evaluator = COCOeval(truth_index, detection_index, iouType=iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def _as_annotation(detection: Mapping[str, Any], index: int, iou_type: IouType) -> dict[str, Any]:
+    """What `COCO.loadRes` makes of a detection, without changing the caller's dict."""
+    annotation: dict[str, Any] = {
+        "id": index,
+        "image_id": detection["image_id"],
+        "category_id": detection["category_id"],
+        "score": float(detection["score"]),
+        "iscrowd": 0,
+    }
+    if iou_type == "bbox":
+        annotation["bbox"] = [float(value) for value in detection["bbox"]]
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    else:
+        annotation["segmentation"] = detection["segmentation"]
+        annotation["area"] = float(mask_codec.area(detection["segmentation"]))
+    return annotation
+
+
+@dataclass(frozen=True, slots=True)
+class _MatchRows:
+    """Each detection that COCO matching looked at (IoU 0.50, all areas, maxDets 100), as columns.
+
+    Attributes:
+        detection_id, truth_id: ids given by `_run_pycocotools`; truth 0: no match.
+        ignored: matched to a crowd, or otherwise neither right nor wrong.
+        class_index: row of the sorted categories.
+        num_truth: (K,) instances to be found, crowds not counted.
+    """
+
+    detection_id: NDArray[np.int64]
+    truth_id: NDArray[np.int64]
+    score: NDArray[np.float64]
+    ignored: NDArray[np.bool_]
+    class_index: NDArray[np.int64]
+    num_truth: NDArray[np.int64]
+
+
+def _match_rows(evaluator: Any) -> _MatchRows:
+    parameters = evaluator.params
+    num_images, num_areas = len(parameters.imgIds), len(parameters.areaRng)
+    columns: list[list[NDArray[Any]]] = [[], [], [], [], []]
+    num_truth = np.zeros(len(parameters.catIds), dtype=np.int64)
+    for class_index in range(len(parameters.catIds)):
+        start = class_index * num_areas * num_images
+        for found in evaluator.evalImgs[start : start + num_images]:
+            if found is None:
+                continue
+            num_truth[class_index] += int(np.count_nonzero(np.asarray(found["gtIgnore"]) == 0))
+            ids = np.asarray(found["dtIds"], dtype=np.int64)
+            columns[0].append(ids)
+            columns[1].append(found["dtMatches"][AT_50].astype(np.int64))
+            columns[2].append(np.asarray(found["dtScores"], dtype=np.float64))
+            columns[3].append(found["dtIgnore"][AT_50].astype(bool))
+            columns[4].append(np.full(len(ids), class_index, dtype=np.int64))
+    kinds = (np.int64, np.int64, np.float64, np.bool_, np.int64)
+    joined = [
+        np.concatenate(column) if column else np.zeros(0, dtype=kind)
+        for column, kind in zip(columns, kinds, strict=True)
+    ]
+    return _MatchRows(joined[0], joined[1], joined[2], joined[3], joined[4], num_truth)
+
+
+def _best_f1(rows: _MatchRows) -> tuple[float, float]:
+    """Score threshold with the best F1 over all classes, the highest of equals, and that F1."""
+    kept = ~rows.ignored
+    scores, right = rows.score[kept], rows.truth_id[kept] > 0
+    if not right.any():
+        return 0.5, 0.0
+    order = np.argsort(-scores, kind="stable")
+    scores, right = scores[order], right[order]
+    # A threshold takes all detections of a score or none: look at the last of each score only.
+    last = np.append(scores[1:] != scores[:-1], True)
+    true_positives = np.cumsum(right)[last]
+    num_kept = (np.flatnonzero(last) + 1).astype(np.float64)
+    f1 = 2 * true_positives / (num_kept + rows.num_truth.sum())
+    best = int(np.argmax(f1))
+    return float(scores[last][best]), float(f1[best])
+
+
+def _count_at(
+    evaluator: Any, truth: InstanceTruth, rows: _MatchRows, threshold: float
+) -> tuple[Confusion, dict[int, dict[str, float]]]:
+    """Confusion matrix and per-image counts of the detections that score at least `threshold`."""
+    class_index = {class_id: k for k, class_id in enumerate(evaluator.params.catIds)}
+    names = {category.id: category.name for category in truth.categories}
+    num_classes = len(class_index)
+    counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    kept = (rows.score >= threshold) & ~rows.ignored
+    right = kept & (rows.truth_id > 0)
+    found = set(rows.truth_id[right].tolist())
+    np.add.at(counts, (rows.class_index[right], rows.class_index[right]), 1)
+
+    per_image = {image.id: [0, 0, 0] for image in truth.images}
+    for detection_id in rows.detection_id[right]:
+        per_image[evaluator.cocoDt.anns[detection_id]["image_id"]][0] += 1
+    wrong: dict[int, list[dict[str, Any]]] = {}
+    wrong_rows = np.flatnonzero(kept & ~right)
+    for row in wrong_rows[np.argsort(-rows.score[wrong_rows], kind="stable")]:
+        detection = evaluator.cocoDt.anns[rows.detection_id[row]]
+        wrong.setdefault(detection["image_id"], []).append(detection)
+    missed: dict[int, list[dict[str, Any]]] = {}
+    for annotation in evaluator.cocoGt.anns.values():
+        if not annotation.get("iscrowd") and annotation["id"] not in found:
+            missed.setdefault(annotation["image_id"], []).append(annotation)
+
+    for image_id, tally in per_image.items():
+        extra, lost = wrong.get(image_id, []), missed.get(image_id, [])
+        tally[1:] = [len(extra), len(lost)]
+        pairs = _confused_pairs(extra, lost, evaluator.params.iouType)
+        for i, j in pairs.items():
+            row, column = class_index[lost[j]["category_id"]], class_index[extra[i]["category_id"]]
+            counts[row, column] += 1
+        taken = set(pairs.values())
+        for i, detection in enumerate(extra):
+            if i not in pairs:
+                counts[num_classes, class_index[detection["category_id"]]] += 1
+        for j, annotation in enumerate(lost):
+            if j not in taken:
+                counts[class_index[annotation["category_id"]], num_classes] += 1
+    labels = (*(names[class_id] for class_id in class_index), BACKGROUND)
+    confusion = Confusion(
+        rows=labels,
+        columns=labels,
+        counts=tuple(tuple(int(value) for value in line) for line in counts),
+        unit=f"instances at IoU 0.50 and score >= {threshold:.3g}",
+    )
+    return confusion, {image_id: _image_values(*tally) for image_id, tally in per_image.items()}
+
+
+def _confused_pairs(
+    extra: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]], iou_type: IouType
+) -> dict[int, int]:
+    """Detections (best first) that lie on an unfound instance of another class: extra -> lost."""
+    if not extra or not lost:
+        return {}
+    region = "bbox" if iou_type == "bbox" else "segmentation"
+    ious = mask_codec.iou(
+        [detection[region] for detection in extra],
+        [annotation[region] for annotation in lost],
+        [0] * len(lost),
+    )
+    pairs: dict[int, int] = {}
+    for i in range(len(extra)):
+        j = int(np.argmax(ious[i]))
+        if ious[i, j] >= 0.5:
+            pairs[i] = j
+            ious[:, j] = 0.0
+    return pairs
+
+
+def _image_values(true_positives: int, false_positives: int, misses: int) -> dict[str, float]:
+    total = 2 * true_positives + false_positives + misses
+    return {
+        "TP": float(true_positives),
+        "FP": float(false_positives),
+        "FN": float(misses),
+        # An image without objects where none was found is right.
+        "F1": 2 * true_positives / total if total else 1.0,
+    }
+
+
+def _coco_metrics(evaluator: Any, unit: str) -> tuple[Metric, ...]:
+    """The twelve COCO numbers; one that has no truth (-1 in pycocotools) is left out."""
+    over = f"IoU of {unit} 0.50:0.05:0.95, mean over classes that have truth"
+    definitions = {
+        "AP": f"average precision, 101 recall points, {over}, maxDets 100",
+        "AP50": f"average precision at IoU of {unit} 0.50, mean over classes, maxDets 100",
+        "AP75": f"average precision at IoU of {unit} 0.75, mean over classes, maxDets 100",
+        **{f"AP {size}": f"AP of instances with {area}" for size, area in _SIZES.items()},
+        **{
+            f"AR{k}": f"greatest recall with {k} detections per image and class, {over}"
+            for k in (1, 10, 100)
+        },
+        **{f"AR {size}": f"AR100 of instances with {area}" for size, area in _SIZES.items()},
+    }
+    return tuple(
+        Metric(name, float(value), definition)
+        for (name, definition), value in zip(definitions.items(), evaluator.stats, strict=True)
+        if value >= 0
+    )
+
+
+def _operating_metrics(
+    confusion: Confusion, threshold: float, best_f1: float
+) -> tuple[Metric, ...]:
+    counts = np.asarray(confusion.counts)
+    true_positives = int(np.trace(counts))
+    num_truth, num_predicted = int(counts[:-1].sum()), int(counts[:, :-1].sum())
+    where = f"at IoU 0.50 and score >= {threshold:.6g}, over all classes"
+    return (
+        Metric(
+            "score threshold",
+            threshold,
+            "score of the confusion matrix, the per-image numbers, precision, recall and F1",
+        ),
+        Metric("precision", _ratio(true_positives, num_predicted), f"TP / (TP + FP) {where}"),
+        Metric("recall", _ratio(true_positives, num_truth), f"TP / (TP + FN) {where}"),
+        Metric("F1", _ratio(2 * true_positives, num_truth + num_predicted), f"F1 {where}"),
+        Metric("best F1", best_f1, "highest F1 of any score threshold, at IoU 0.50"),
+    )
+
+
+def _ratio(part: int, whole: int) -> float:
+    """0 where there is nothing to divide by."""
+    return part / whole if whole else 0.0
+
+
+def _mean_valid(values: NDArray[np.float64]) -> float | None:
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else None
+
+
+def _per_class(
+    evaluator: Any, truth: InstanceTruth, rows: _MatchRows, confusion: Confusion
+) -> tuple[ClassRow, ...]:
+    names = {category.id: category.name for category in truth.categories}
+    precision = evaluator.eval["precision"][:, :, :, ALL_AREAS, AT_100]
+    recall = evaluator.eval["recall"][:, :, ALL_AREAS, AT_100]
+    counts = np.asarray(confusion.counts)
+    num_predicted = np.bincount(rows.class_index, minlength=len(names))
+    class_rows = []
+    for k, class_id in enumerate(evaluator.params.catIds):
+        values: dict[str, float | None] = {
+            "AP": _mean_valid(precision[:, :, k]),
+            "AP50": _mean_valid(precision[AT_50, :, k]),
+            "AR100": _mean_valid(recall[:, k]),
+        }
+        if rows.num_truth[k]:
+            hits, found, instances = counts[k, k], counts[:, k].sum(), counts[k].sum()
+            values["precision"] = _ratio(int(hits), int(found))
+            values["recall"] = _ratio(int(hits), int(instances))
+            values["F1"] = _ratio(int(2 * hits), int(found + instances))
+        class_rows.append(
+            ClassRow(
+                class_name=names[class_id],
+                num_truth=int(rows.num_truth[k]),
+                num_predicted=int(num_predicted[k]),
+                values={name: value for name, value in values.items() if value is not None},
+            )
+        )
+    return tuple(class_rows)
+
+
+def _curves(evaluator: Any, truth: InstanceTruth) -> tuple[Curve, ...]:
+    """Precision over recall at IoU 0.50: the mean over classes that have truth, then each."""
+    names = {category.id: category.name for category in truth.categories}
+    precision = evaluator.eval["precision"][AT_50, :, :, ALL_AREAS, AT_100]
+    lines = {
+        names[class_id]: precision[:, k]
+        for k, class_id in enumerate(evaluator.params.catIds)
+        if (precision[:, k] > -1).all()
+    }
+    if lines:
+        lines = {"mean": np.mean(list(lines.values()), axis=0), **lines}
+    recall = tuple(float(value) for value in evaluator.params.recThrs)
+    return tuple(
+        Curve(
+            group="precision-recall @ IoU 0.50",
+            name=name,
+            x_label="recall",
+            y_label="precision",
+            x=recall,
+            y=tuple(float(value) for value in line),
+        )
+        for name, line in lines.items()
+    )
+
+
+def _num_crowded(truth: InstanceTruth) -> int:
+    """Images with more instances of a class than are looked at."""
+    instances: dict[tuple[int, int], int] = {}
+    for annotation in truth.annotations:
+        if not annotation.get("iscrowd"):
+            key = (annotation["image_id"], annotation["category_id"])
+            instances[key] = instances.get(key, 0) + 1
+    return len({image for (image, _), count in instances.items() if count > MAX_DETECTIONS})
