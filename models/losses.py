@@ -1,0 +1,80 @@
+"""Training losses as pure functions of tensors."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixelmill.models.ops.boxes import box_area
+
+__all__ = ["dice_loss", "giou_loss", "sigmoid_focal_loss", "weighted_sum"]
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Cross-entropy that counts what is already right for little.
+
+    Args:
+        logits: float, any shape.
+        targets: the same shape, in {0, 1}.
+        alpha: weight of the positives; 1 - alpha is that of the negatives.
+        gamma: power of the error that multiplies the cross-entropy; 0 is plain cross-entropy.
+
+    Returns:
+        Loss per element, of the shape of `logits`.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017, equation 5.
+    """
+    probs = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    error = probs + targets - 2 * probs * targets
+    weight = (2 * alpha - 1) * targets + (1 - alpha)
+    return weight * error**gamma * cross_entropy
+
+
+def giou_loss(predicted_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
+    """1 - generalised IoU of box pairs: has a gradient where the boxes do not meet, too.
+
+    Args:
+        predicted_xyxy: (N, 4) float.
+        target_xyxy: (N, 4) float, sides above zero.
+
+    Returns:
+        (N,) in [0, 2].
+
+    Source: Rezatofighi et al., Generalized Intersection over Union, 2019, algorithm 1.
+    """
+    low = torch.maximum(predicted_xyxy[:, :2], target_xyxy[:, :2])
+    high = torch.minimum(predicted_xyxy[:, 2:], target_xyxy[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=1)
+    union = box_area(predicted_xyxy) + box_area(target_xyxy) - intersection
+    hull_low = torch.minimum(predicted_xyxy[:, :2], target_xyxy[:, :2])
+    hull_high = torch.maximum(predicted_xyxy[:, 2:], target_xyxy[:, 2:])
+    hull = (hull_high - hull_low).prod(dim=1)
+    return 1 - intersection / union + (hull - union) / hull
+
+
+def dice_loss(probs: Tensor, targets: Tensor, *, epsilon: float = 1e-6) -> Tensor:
+    """1 - Dice coefficient with squared sums, per class, averaged over the classes.
+
+    Args:
+        probs: (B, K, ...) float in [0, 1].
+        targets: the same shape, in [0, 1]; zero both where a pixel must not count.
+        epsilon: added above and below, so that a class that is in neither costs nothing.
+
+    Returns:
+        Scalar in [0, 1].
+
+    Source: Milletari et al., V-Net, 2016, section 3, over the pixels of the whole batch.
+    """
+    over = (0, *range(2, probs.ndim))
+    overlap = 2 * (targets * probs).sum(over) + epsilon
+    total = (targets**2).sum(over) + (probs**2).sum(over) + epsilon
+    return (1 - overlap / total).mean()
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of scalar terms, each times its weight; a term without a weight counts once."""
+    return torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()

@@ -1,0 +1,47 @@
+"""What a network is trained towards: the truth of one view, as the losses take it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["BoxTarget", "CaptionTarget", "SemanticTarget", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxTarget:
+    """Objects of one view.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32, canvas pixels, max exclusive, sides above zero.
+        labels: (N,) int64, class indices.
+        masks: (N, H, W) uint8, 1 inside, the canvas' size; None where only boxes are learnt.
+    """
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticTarget:
+    """Class of every pixel of one view.
+
+    Attributes:
+        labels: (H, W) int64, the canvas' size; 255 is not learnt from.
+    """
+
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionTarget:
+    """One sentence for one view.
+
+    Attributes:
+        tokens: (T,) int64 indices into the vocabulary, start and end tokens included.
+    """
+
+    tokens: Tensor
+
+
+Target = BoxTarget | SemanticTarget | CaptionTarget

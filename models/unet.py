@@ -1,0 +1,107 @@
+"""U-Net: semantic segmentation by an encoder-decoder with copies across.
+
+Olaf Ronneberger, Philipp Fischer, Thomas Brox: U-Net: Convolutional Networks for Biomedical Image
+Segmentation, MICCAI 2015, https://arxiv.org/abs/1505.04597, figure 1.
+
+Differences: convolutions are padded, so that the output is as large as the input and nothing is
+cropped; batch normalisation follows each convolution; no dropout; the number of channels is an
+argument (the paper's width is 64); the loss adds the Dice loss to cross-entropy and has no weight
+map for touching cells. An input whose sides are no multiple of 2 ** depth is padded by repeating
+its border, and the output is cropped.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelmill.models.backbone import conv_bn
+from pixelmill.models.interface import SemanticOutput
+from pixelmill.models.losses import dice_loss
+from pixelmill.models.spec import ModelSpec
+from pixelmill.models.targets import SemanticTarget, Target
+
+__all__ = ["UNet", "semantic_loss", "semantic_outputs"]
+
+VOID = 255
+
+
+def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv_bn(in_channels, out_channels),
+        nn.ReLU(inplace=True),
+        conv_bn(out_channels, out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class UNet(nn.Module):
+    """A class for every pixel.
+
+    Args:
+        num_classes: K.
+        width: channels at full resolution; doubled at each level below.
+        depth: number of times the resolution is halved.
+    """
+
+    def __init__(self, num_classes: int, width: int = 16, depth: int = 4) -> None:
+        super().__init__()
+        channels = [width * 2**level for level in range(depth + 1)]
+        self.encoders = nn.ModuleList(
+            _double_conv(before, after)
+            for before, after in zip([3, *channels[:-1]], channels, strict=True)
+        )
+        self.upsamplers = nn.ModuleList(
+            nn.ConvTranspose2d(channels[level + 1], channels[level], 2, stride=2)
+            for level in reversed(range(depth))
+        )
+        self.decoders = nn.ModuleList(
+            _double_conv(2 * channels[level], channels[level]) for level in reversed(range(depth))
+        )
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+        self.multiple = 2**depth
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised float -> (B, K, H, W) logits."""
+        height, width = images.shape[-2:]
+        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
+        copies = []
+        for index, encoder in enumerate(self.encoders):
+            if index > 0:
+                copies.append(x)
+                x = F.max_pool2d(x, 2)
+            x = encoder(x)
+        for upsampler, decoder in zip(self.upsamplers, self.decoders, strict=True):
+            x = decoder(torch.cat((copies.pop(), upsampler(x)), dim=1))
+        return cast(Tensor, self.classifier(x)[..., :height, :width])
+
+
+def semantic_outputs(
+    module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
+) -> list[SemanticOutput]:
+    """Hand out the logits (B, K, H, W) image by image."""
+    return [SemanticOutput(logits=logits) for logits in outputs.float().cpu()]
+
+
+def semantic_loss(
+    module: nn.Module, outputs: Tensor, targets: Sequence[Target]
+) -> dict[str, Tensor]:
+    """Cross-entropy and Dice over the pixels that are not void.
+
+    Args:
+        outputs: (B, K, H, W) logits.
+        targets: `SemanticTarget` per image.
+
+    Returns:
+        Scalars "cross_entropy" and "dice".
+    """
+    logits = outputs.float()
+    labels = torch.stack([cast(SemanticTarget, target).labels for target in targets])
+    valid = (labels != VOID)[:, None]
+    one_hot = F.one_hot(labels.masked_fill(labels == VOID, 0), logits.shape[1]).permute(0, 3, 1, 2)
+    return {
+        "cross_entropy": F.cross_entropy(logits, labels, ignore_index=VOID),
+        "dice": dice_loss(logits.softmax(dim=1) * valid, one_hot * valid),
+    }
