@@ -26,9 +26,9 @@ _MIN_SHARE = 0.3
 
 # how likely each class is at a place
 _CAST = {
-    "meadow": {"tree": 3, "house": 2.5, "ball": 2, "balloon": 1.5, "car": 1},
+    "meadow": {"tree": 3, "house": 2, "ball": 2.5, "balloon": 1.5, "car": 1},
     "street": {"car": 4, "house": 2, "tree": 1.5, "ball": 1, "balloon": 0.8},
-    "beach": {"ball": 2, "ring": 4, "boat": 2.5, "tree": 0.8, "house": 0.8, "balloon": 0.6},
+    "beach": {"ball": 2, "ring": 4, "boat": 3, "tree": 0.8, "house": 0.8, "balloon": 0.6},
     "lake": {"boat": 4, "tree": 1.2, "house": 1.2, "ring": 2.5, "balloon": 0.8, "ball": 0.8},
     "desert": {"balloon": 2.5, "car": 2.5, "ball": 1.5, "tree": 0.7, "house": 1.2, "ring": 0.7},
 }
@@ -163,7 +163,7 @@ def _sample_thing(
         else:
             y = setting.horizon + rng.uniform(0.06, 1.0) * (height - setting.horizon)
             size = kind.height * (y - setting.horizon) * float(rng.uniform(0.85, 1.2))
-        size = max(size, 22.0)
+        size = max(size, 24.0)
         row, column = min(int(y), height - 1), int(x)
         if backdrop.semantic[row, column] in allowed or (name == "balloon"):
             colour = kind.colours[int(rng.integers(len(kind.colours)))]
@@ -298,8 +298,10 @@ def _photograph(
     balance = np.array((1 + warmth, 1, 1 - warmth), np.float32) * np.float32(rng.uniform(0.92, 1.1))
     image *= vignette[..., None] * balance
     # highlights roll off instead of clipping
-    image = np.where(image > 0.8, 0.8 + 0.2 * np.tanh((image - 0.8) / 0.2), image)
+    over = np.maximum(image - 0.8, 0)
+    image -= over * over / (over + 0.3)
     level = rng.uniform(0.004, 0.018) * (1.4 if setting.time == "night" else 1.0)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
-    image += np.float32(level) * np.sqrt(np.maximum(image, 0) + 0.15) * grain
+    # shot noise grows with the light; read-out noise is there in the dark as well
+    image += np.float32(level) * np.sqrt(np.maximum(image, 0) + np.float32(0.15)) * grain
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -30,10 +30,10 @@ _SKY, _MOUNTAIN, _GRASS, _SAND, _ROAD, _WATER = range(6)
 _TIMES = {
     "day": ((0.22, 0.44, 0.80), (0.70, 0.82, 0.93), (0.62, 0.60, 0.54), (0.48, 0.51, 0.56),
             (0.97, 0.97, 0.98)),
-    "sunset": ((0.30, 0.27, 0.50), (0.99, 0.60, 0.30), (0.72, 0.45, 0.25), (0.40, 0.34, 0.40),
+    "sunset": ((0.30, 0.27, 0.50), (0.99, 0.62, 0.34), (0.68, 0.46, 0.28), (0.44, 0.40, 0.46),
                (0.93, 0.50, 0.40)),
-    "night": ((0.02, 0.03, 0.10), (0.11, 0.14, 0.27), (0.22, 0.25, 0.36), (0.19, 0.21, 0.31),
-              (0.17, 0.19, 0.27)),
+    "night": ((0.03, 0.05, 0.18), (0.18, 0.24, 0.43), (0.40, 0.44, 0.56), (0.36, 0.39, 0.50),
+              (0.25, 0.29, 0.41)),
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def draw_backdrop(setting: Setting, rng: np.random.Generator) -> Backdrop:
         _paint_mountains(rgb, semantic, setting, rng)
     below = np.arange(height) - setting.horizon
     depth = np.clip(below / (height - setting.horizon), 0, 1)
-    share = np.where(below < 0, 0.12, 0.5 * (1 - depth) ** 4).astype(np.float32)[:, None, None]
+    share = np.where(below < 0, 0.12, 0.4 * (1 - depth) ** 4).astype(np.float32)[:, None, None]
     haze = np.broadcast_to(horizon_colour, (height, 1, 3)).astype(np.float32)
     ground = slice(setting.horizon, None)
     rgb[ground] += share[ground] * (haze[ground] - rgb[ground])

@@ -141,12 +141,16 @@ def _house(p: Painter, base: Array, light: Light, rng: np.random.Generator, nigh
     corner, gable = -0.05, rng.uniform(0.0, 0.08)
     front, side = light.on_face(-0.45, 0, 1), light.on_face(0.75, 0, 0.7)
     roof = _rgb(*((0.42, 0.16, 0.11) if rng.random() < 0.6 else (0.22, 0.22, 0.26)))
-    courses = 1 + 0.07 * np.sin(y * 95)[..., None] + 0.06 * _speckle(p, rng, 0.6, 0.25)[..., None]
+    # rows of tiles and boards show from near only
+    near = min(p.scale / 120, 1.0)
+    courses = (
+        1 + 0.07 * near * np.sin(y * 95)[..., None] + 0.06 * _speckle(p, rng, 0.6, 0.25)[..., None]
+    )
     plaster = 0.3 * _rgb(0.85, 0.82, 0.76) + 0.7 * base
     wall = (
         plaster
         * (1 + 0.04 * _speckle(p, rng, 0.8, 0.4)[..., None])
-        * (1 + 0.03 * np.sign(np.sin(y * 70))[..., None])
+        * (1 + 0.04 * near * np.sin(y * 70)[..., None])
     )
     middle = (-0.72 + corner) / 2
     chimney = rng.uniform(0.2, 0.45)
@@ -309,9 +313,9 @@ KINDS: dict[str, Kind] = {
                  ("green", "green", "green", "orange")),
     "boat": Kind(_boat, (-0.72, 0.62, -0.03, 1.02), 1.0, 0.1, ("water",),
                  ("red", "blue", "green", "black", "orange")),
-    "ball": Kind(_ball, (-0.52, 0.52, -0.02, 1.02), 0.36, 0.0, ("grass", "sand", "road", "water"),
+    "ball": Kind(_ball, (-0.52, 0.52, -0.02, 1.02), 0.42, 0.0, ("grass", "sand", "road", "water"),
                  ("red", "blue", "yellow", "green", "orange", "purple")),
-    "ring": Kind(_ring, (-0.51, 0.51, -0.02, 1.02), 0.4, 0.25, ("water", "sand"),
+    "ring": Kind(_ring, (-0.51, 0.51, -0.02, 1.02), 0.46, 0.25, ("water", "sand"),
                  ("red", "blue", "yellow", "orange")),
     "balloon": Kind(_balloon, (-0.4, 0.4, -0.02, 1.02), 0.0, 0.12, ("sky",),
                     ("red", "blue", "yellow", "green", "purple")),
