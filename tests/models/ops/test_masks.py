@@ -1,0 +1,106 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from pixelmill.models.ops.masks import Axis, PlacedScores, label_map, linear_axis, paste_mask
+
+
+def placed(
+    scores: Tensor, size: tuple[int, int], top: int = 0, left: int = 0, weight: float = 1.0
+) -> PlacedScores:
+    height, width = size
+    return PlacedScores(
+        scores=scores,
+        top=top,
+        left=left,
+        rows=linear_axis(0, height, scores.shape[1], scale=scores.shape[1] / height),
+        columns=linear_axis(0, width, scores.shape[2], scale=scores.shape[2] / width),
+        row_weight=torch.full((height,), weight),
+        column_weight=torch.ones(width),
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pasting_equals_torchvision(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size = (171, 233)
+    probs = torch.rand(12, 28, 28, generator=generator)
+    centre = torch.rand(12, 2, generator=generator) * torch.tensor([233.0, 171])
+    half = torch.rand(12, 2, generator=generator) * 60
+    boxes = torch.cat((centre - half, centre + half), dim=1)
+    expected = paste_masks_in_image(probs[:, None], boxes, size)[:, 0] > 0.5
+    for mask, box, reference in zip(probs, boxes, expected, strict=True):
+        top, left, crop = paste_mask(mask, box, size, 0.5)
+        plane = torch.zeros(size, dtype=torch.bool)
+        plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        assert torch.equal(plane, reference)
+
+
+def test_a_pasted_mask_has_no_empty_border() -> None:
+    probs = torch.zeros(28, 28)
+    probs[10:14, 12:20] = 1
+    _, _, crop = paste_mask(probs, torch.tensor([5.0, 6, 61, 62]), (100, 100), 0.5)
+    assert crop[0].any()
+    assert crop[-1].any()
+    assert crop[:, 0].any()
+    assert crop[:, -1].any()
+
+
+@pytest.mark.parametrize(
+    "box", [[500.0, 500, 520, 530], [-40, -40, -20, -20], [3, 3, 3, 3], [-1e6, -1e6, 1e6, 1e6]]
+)
+def test_boxes_outside_empty_and_huge_are_pasted_without_large_planes(box: list[float]) -> None:
+    _, _, crop = paste_mask(torch.zeros(28, 28), torch.tensor(box), (40, 50), 0.5)
+    assert crop.shape == (0, 0)
+    paste_mask(torch.ones(28, 28), torch.tensor(box), (40, 50), 0.5)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 21])
+@pytest.mark.parametrize("size", [(150, 211), (33, 40), (129, 64)])
+def test_one_view_gives_the_argmax_of_the_upsampled_logits(
+    num_classes: int, size: tuple[int, int]
+) -> None:
+    logits = torch.randn(num_classes, 33, 40, generator=torch.Generator().manual_seed(1))
+    upsampled = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+    labels = label_map([placed(logits, size)], size, 255)
+    best = upsampled.max(dim=0).values
+    chosen = upsampled.gather(0, labels[None])[0]
+    # two classes within float rounding of each other may change places
+    assert (best - chosen).max() < 1e-5
+    assert (labels == upsampled.argmax(dim=0)).float().mean() > 0.9999
+
+
+def test_several_views_give_the_argmax_of_the_weighted_mean() -> None:
+    generator = torch.Generator().manual_seed(2)
+    size = (100, 90)
+    probs = torch.rand(3, 5, 20, 18, generator=generator)
+    weights = (1.0, 0.25, 2.0)
+    views = [placed(p, size, weight=w) for p, w in zip(probs, weights, strict=True)]
+    mean = sum(
+        w * F.interpolate(p[None], size=size, mode="bilinear", align_corners=False)[0]
+        for p, w in zip(probs, weights, strict=True)
+    )
+    assert isinstance(mean, Tensor)
+    assert (label_map(views, size, 255) == mean.argmax(dim=0)).float().mean() > 0.9999
+
+
+def test_pixels_that_no_view_shows_are_void() -> None:
+    scores = torch.zeros(2, 4, 4)
+    scores[1] = 1
+    one = placed(scores, (70, 10), top=5, left=3)
+    labels = label_map([one], (80, 20), 255)
+    inside = torch.zeros(80, 20, dtype=torch.bool)
+    inside[5:75, 3:13] = True
+    assert torch.equal(labels == 1, inside)
+    assert (labels[~inside] == 255).all()
+    assert torch.equal(label_map([one, one], (80, 20), 255), labels)
+
+
+def test_interpolation_stops_where_the_picture_ends() -> None:
+    axis = linear_axis(0, 4, 10, scale=1.0, limit=4.0)
+    assert axis.low.tolist() == [0, 1, 2, 3]
+    shrunk = linear_axis(0, 100, 10, scale=0.05, limit=4.5)
+    assert float((shrunk.low + shrunk.weight).max()) == 4.0
+    assert isinstance(axis.part(0, 2), Axis)
