@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 __all__ = ["DEFAULTS", "THREAD_VARIABLES", "apply_defaults", "restored_threads", "worker_threads"]
 
 DEFAULTS: Mapping[str, str] = {
-    # Prefect's client analytics and the embedded server's telemetry call home, and log errors offline
+    # Prefect's client analytics and its server's telemetry call home, and log errors offline
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # the default of 20 s is less than a cold start on a busy machine: 4 of 4 starts failed

@@ -1,0 +1,228 @@
+"""Shards on a Dask cluster: one that is started here, or one that already runs."""
+
+import contextlib
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from importlib.metadata import version
+from multiprocessing import resource_tracker
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, get_worker
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+from distributed.worker import thread_state
+
+from pixelmill.flows.environment import restored_threads, worker_threads
+from pixelmill.flows.pool import Future, Outcome, ShardCall, count_cores, count_gpus, drain
+
+__all__ = ["DaskPool", "call_on_worker", "connect", "start_cuda", "start_local"]
+
+GATHER_S = 60
+CONNECT_S = 30
+
+
+class DaskPool:
+    """Workers of a Dask cluster.
+
+    Futures carry a reference to a shard and results are counts: nothing large goes through the
+    scheduler.
+    """
+
+    def __init__(self, client: Any, *, max_workers: int = 0, cluster: Any = None) -> None:
+        self.client = client
+        self._num_workers = max_workers
+        self._cluster = cluster
+        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+
+    @property
+    def max_workers(self) -> int:
+        """Workers that we started; 0 where the cluster is not ours."""
+        return self._num_workers
+
+    def slots(self) -> int:
+        """GPUs where every worker declares its own, else threads.
+
+        Raises:
+            ConnectionError: the scheduler is gone.
+        """
+        if self.client.status not in ("running", "connecting"):
+            raise ConnectionError("the Dask scheduler is gone; run the same command again")
+        workers = self._workers()
+        if self._by_gpu(workers):
+            return sum(int(worker["resources"]["GPU"]) for worker in workers)
+        return sum(int(worker["nthreads"]) for worker in workers)
+
+    def submit(self, call: ShardCall, shard_index: int, ticket: str) -> Future:
+        """Send a reference to a shard."""
+        resources = {"GPU": 1} if self._by_gpu(self._workers()) else None
+        key = f"score-{ticket}"
+        future: Future = self.client.submit(
+            call_on_worker, call, shard_index, key=key, pure=False, resources=resources
+        )
+        future.add_done_callback(self._ended.put)
+        return future
+
+    def wait_any(self, timeout_s: float) -> list[Future]:
+        """Futures that have ended since the last call."""
+        return drain(self._ended, timeout_s)
+
+    def outcome(self, future: Any) -> Outcome:
+        """Killed is what Dask gave up after four dead workers; lost is what it cannot find."""
+        try:
+            return Outcome("done", future.result(timeout=GATHER_S))
+        except KilledWorker as err:
+            return Outcome("killed", error=err)
+        except (CancelledError, CommClosedError) as err:
+            return Outcome("lost", error=err)
+        except TimeoutError as err:
+            # The shard's own, or ours: finished, but the worker died with the result.
+            return Outcome("failed" if future.status == "error" else "lost", error=err)
+        except Exception as err:
+            return Outcome("failed", error=err)
+
+    def release(self, future: Any) -> None:
+        """Drop the result from the cluster's memory."""
+        future.release()
+
+    def cancel(self, futures: Iterable[Any]) -> None:
+        """Forget the futures; a running shard sees its task's state flip before its next batch."""
+        with contextlib.suppress(Exception):  # a scheduler that is gone has nothing to cancel
+            self.client.cancel(list(futures), force=True)
+
+    def heal(self) -> bool:
+        """Start the workers of a cluster of ours again."""
+        if self._cluster is None:
+            return False
+        self._cluster.scale(self._num_workers)
+        return True
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+
+    @staticmethod
+    def _by_gpu(workers: list[dict[str, Any]]) -> bool:
+        return bool(workers) and all("GPU" in worker["resources"] for worker in workers)
+
+
+def call_on_worker(call: ShardCall, shard_index: int) -> Any:
+    """Score a shard in a Dask worker, until Dask wants it no more."""
+    return call(shard_index, should_stop=_unwanted())
+
+
+def _unwanted() -> Callable[[], bool]:
+    """Whether Dask has cancelled the calling task.
+
+    Dask does not interrupt a running task, but the worker's record of it flips to `cancelled`
+    within 0.1 s of `Client.cancel` or of the client's death. A look-up costs no message.
+    """
+    tasks, key = get_worker().state.tasks, thread_state.key
+
+    def unwanted() -> bool:
+        task = tasks.get(key)
+        return task is None or task.state not in ("executing", "long-running")
+
+    return unwanted
+
+
+@contextlib.contextmanager
+def start_local(num_workers: int) -> Iterator[DaskPool]:
+    """Single-threaded worker processes on this machine."""
+    threads = worker_threads(count_cores(), num_workers)
+    options = {
+        "n_workers": num_workers,
+        "threads_per_worker": 1,
+        "processes": True,
+        # a worker above 80 % of a limit is paused, and a model that fills it pauses it for ever
+        "memory_limit": 0,
+        "dashboard_address": "127.0.0.1:0",
+        "silence_logs": logging.ERROR,
+    }
+    with _own_cluster(LocalCluster, options, threads, num_workers) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def start_cuda() -> Iterator[DaskPool]:
+    """One worker process per GPU of this machine.
+
+    Raises:
+        ModuleNotFoundError: dask-cuda is not installed.
+    """
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ModuleNotFoundError as err:
+        raise ModuleNotFoundError("cluster cuda needs: pip install 'pixelmill[cuda]'") from err
+    num_workers = count_gpus()
+    threads = worker_threads(count_cores(), num_workers)
+    options = {"memory_limit": 0, "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
+    with _own_cluster(LocalCUDACluster, options, threads, num_workers) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def _own_cluster(
+    kind: Callable[..., Any], options: dict[str, Any], threads: dict[str, str], num_workers: int
+) -> Iterator[DaskPool]:
+    # Started by the first spawn otherwise, it would unblock SIGINT in the middle of the start.
+    resource_tracker.ensure_running()
+    spawning = {f"distributed.nanny.pre-spawn-environ.{name}": n for name, n in threads.items()}
+    with contextlib.ExitStack() as stack:
+        with restored_threads(), sigint_masked(), dask.config.set(spawning):
+            cluster = stack.enter_context(kind(**options))
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield DaskPool(client, max_workers=num_workers, cluster=cluster)
+
+
+@contextlib.contextmanager
+def connect(address: str) -> Iterator[DaskPool]:
+    """A cluster that somebody else runs.
+
+    Raises:
+        ConnectionError: nobody answers, or the workers cannot import this version of pixelmill.
+    """
+    try:
+        client = Client(address, set_as_default=False, timeout=CONNECT_S)
+    except (OSError, TimeoutError) as err:
+        raise ConnectionError(f"no Dask scheduler answers at {address}") from err
+    with client:
+        check_versions(client, address)
+        yield DaskPool(client)
+
+
+def check_versions(client: Any, address: str) -> None:
+    """Refuse a cluster whose workers would fail shard by shard.
+
+    Raises:
+        ConnectionError: names the workers and what they have.
+    """
+    found = client.get_versions(packages=["pixelmill"])
+    ours = version("pixelmill")
+    for worker, report in found["workers"].items():
+        theirs = report["packages"].get("pixelmill")
+        if theirs != ours:
+            has = f"pixelmill {theirs}" if theirs else "no pixelmill"
+            raise ConnectionError(
+                f"worker {worker} of {address} has {has}, this is {ours}: install "
+                f"pixelmill=={ours} where the workers run"
+            )
+
+
+@contextlib.contextmanager
+def sigint_masked() -> Iterator[None]:
+    """Children started inside ignore the terminal's Ctrl-C: it is ours to handle.
+
+    A child inherits the mask for good; here it is lifted at the end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

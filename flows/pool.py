@@ -1,0 +1,241 @@
+"""Where shards are scored: in this process or on a Dask cluster, alike for the submit loop."""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+__all__ = [
+    "Future",
+    "InlinePool",
+    "Outcome",
+    "Pool",
+    "ShardCall",
+    "choose_cluster",
+    "count_cores",
+    "count_workers",
+    "open_pool",
+]
+
+Fate = Literal["done", "failed", "killed", "lost"]
+
+
+class ShardCall(Protocol):
+    """Scores the shard of a number; asks `should_stop` between batches."""
+
+    def __call__(self, shard_index: int, /, *, should_stop: Callable[[], bool]) -> Any:
+        """Score it; what comes back is small."""
+        ...
+
+
+class Future(Protocol):
+    """What a pool's futures have in common."""
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        """Call `fn` with the future when it has ended, however."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a shard ended.
+
+    Attributes:
+        fate: done; failed with an exception of its own; killed with its workers; lost by the
+            cluster without anybody's fault.
+    """
+
+    fate: Fate
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Pool(Protocol):
+    """A place that scores shards."""
+
+    @property
+    def max_workers(self) -> int:
+        """Workers that there may be at most; more than `slots` while a cluster grows."""
+        ...
+
+    def slots(self) -> int:
+        """Shards that can be scored at the same time just now."""
+        ...
+
+    def submit(self, call: ShardCall, shard_index: int, ticket: str) -> Future:
+        """Have a shard scored; `ticket` is unique."""
+        ...
+
+    def wait_any(self, timeout_s: float) -> list[Future]:
+        """Futures that have ended since the last call; waits for one at most `timeout_s`."""
+        ...
+
+    def outcome(self, future: Future) -> Outcome:
+        """How an ended future ended."""
+        ...
+
+    def release(self, future: Future) -> None:
+        """Forget a future's result everywhere."""
+        ...
+
+    def cancel(self, futures: Iterable[Future]) -> None:
+        """Drop what waits and tell what runs to stop; it does within a batch."""
+        ...
+
+    def heal(self) -> bool:
+        """Start workers again, where they are ours to start."""
+        ...
+
+
+class InlinePool:
+    """One thread of this process, with all its cores: no start-up cost and no isolation."""
+
+    max_workers = 1
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pixelmill-shard")
+        self._stop = threading.Event()
+        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+
+    def slots(self) -> int:
+        """One."""
+        return 1
+
+    def submit(self, call: ShardCall, shard_index: int, ticket: str) -> Future:
+        """Queue a shard for the thread."""
+        del ticket
+        future = self._executor.submit(call, shard_index, should_stop=self._stop.is_set)
+        future.add_done_callback(self._ended.put)
+        return future
+
+    def wait_any(self, timeout_s: float) -> list[Future]:
+        """Futures that have ended since the last call."""
+        return drain(self._ended, timeout_s)
+
+    def outcome(self, future: Any) -> Outcome:
+        """Done, failed, or lost if it was cancelled."""
+        if future.cancelled():
+            return Outcome("lost", error=RuntimeError("cancelled"))
+        if error := future.exception():
+            return Outcome("failed", error=error)
+        return Outcome("done", future.result())
+
+    def release(self, future: Future) -> None:
+        """Nothing is held."""
+
+    def cancel(self, futures: Iterable[Any]) -> None:
+        """Drop what is queued; the running shard stops before its next batch."""
+        self._stop.set()
+        for future in futures:
+            future.cancel()
+
+    def heal(self) -> bool:
+        """A thread does not die."""
+        return True
+
+    def close(self) -> None:
+        """Wait for the running shard to stop."""
+        self._stop.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def drain(ended: "queue.SimpleQueue[Future]", timeout_s: float) -> list[Future]:
+    """Everything in a queue, after waiting at most `timeout_s` for the first."""
+    try:
+        futures = [ended.get(timeout=timeout_s)]
+    except queue.Empty:
+        return []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            futures.append(ended.get_nowait())
+    return futures
+
+
+@contextlib.contextmanager
+def open_pool(cluster: str, num_shards: int) -> Iterator[Pool]:
+    """The pool that a `ComputeConfig.cluster` names; closed at the end.
+
+    Args:
+        cluster: auto | inline | local | local:<n> | cuda | tcp://host:port.
+        num_shards: to score; more workers than that are not started.
+
+    Raises:
+        ValueError: no such cluster.
+        ConnectionError: the scheduler does not answer, or its workers cannot work for us.
+    """
+    chosen = choose_cluster(cluster, num_shards)
+    if chosen == "inline":
+        pool = InlinePool()
+        try:
+            yield pool
+        finally:
+            pool.close()
+        return
+    from pixelmill.flows import dask_pool
+
+    if "://" in chosen:
+        opened = dask_pool.connect(chosen)
+    elif chosen == "cuda":
+        opened = dask_pool.start_cuda()
+    else:
+        opened = dask_pool.start_local(min(count_workers(chosen), num_shards))
+    with opened as dask:
+        yield dask
+
+
+def choose_cluster(cluster: str, num_shards: int) -> str:
+    """What `auto` means here and now; anything else is checked and returned.
+
+    A Dask cluster on this machine starts in 1.3 s plus an import of torch for each worker, so one
+    or two shards are scored in this process. Beyond that one single-threaded process per core
+    beats one process with all threads, and a crash costs a batch, not the run.
+
+    Raises:
+        ValueError: no such cluster.
+    """
+    if cluster != "auto":
+        if cluster in ("inline", "cuda") or "://" in cluster or count_workers(cluster):
+            return cluster
+        raise ValueError(
+            f"cluster must be auto, inline, local, local:<n>, cuda or tcp://host:port, "
+            f"got {cluster!r}"
+        )
+    if count_gpus() > 1 and find_spec("dask_cuda"):
+        return "cuda"
+    if count_gpus() == 0 and num_shards > 2 and count_cores() > 1:
+        return "local"
+    return "inline"
+
+
+def count_workers(cluster: str) -> int:
+    """Worker processes of `local` (one per core) or `local:<n>`; 0 if it is neither."""
+    kind, _, number = cluster.partition(":")
+    if kind != "local" or (number and not number.isdecimal()):
+        return 0
+    return int(number) if number else count_cores()
+
+
+def count_cores() -> int:
+    """Cores that this process may use; a container's limit counts."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs, without touching CUDA.
+
+    A CUDA context in the parent would put every worker's model on the first GPU
+    (NVIDIA-NeMo/Curator issue 284).
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device not in ("", "-1")])
+    devices = Path("/proc/driver/nvidia/gpus")
+    return len(list(devices.iterdir())) if devices.is_dir() else 0

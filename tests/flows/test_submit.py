@@ -1,0 +1,204 @@
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pytest
+
+from pixelmill.flows import submit
+from pixelmill.flows.pool import InlinePool, Outcome
+from pixelmill.flows.submit import NoWorkersError, RetryPolicy, is_transient, run_shards
+
+FAST = RetryPolicy(backoff_s=0.0)
+
+
+@dataclass(frozen=True)
+class Done:
+    num_scored: int = 1
+    stopped: bool = False
+
+
+class ScriptedPool:
+    """Ends each shard as its script says, then done; remembers what was asked of it."""
+
+    def __init__(self, script: dict[int, list[Outcome]] | None = None, slots: int = 2):
+        self.script = script or {}
+        self.num_slots = slots
+        self.max_workers = slots
+        self.started: list[int] = []
+        self.tickets: list[str] = []
+        self.most_in_flight = 0
+        self.held: set[object] = set()
+        self.running: list[tuple[int, object]] = []
+        self.cancelled: list[object] = []
+        self.heals = 0
+
+    def slots(self):
+        return self.num_slots
+
+    def submit(self, call, shard_index, ticket):
+        future = (shard_index, ticket)
+        self.started.append(shard_index)
+        self.tickets.append(ticket)
+        self.held.add(future)
+        heapq.heappush(self.running, (shard_index, future))
+        self.most_in_flight = max(self.most_in_flight, len(self.running))
+        return future
+
+    def wait_any(self, timeout_s):
+        return [heapq.heappop(self.running)[1]] if self.running and self.num_slots else []
+
+    def outcome(self, future):
+        planned = self.script.get(future[0], [])
+        return planned.pop(0) if planned else Outcome("done", Done())
+
+    def release(self, future):
+        self.held.discard(future)
+
+    def cancel(self, futures: Iterable[object]):
+        self.cancelled.extend(futures)
+
+    def heal(self):
+        self.heals += 1
+        self.num_slots = 1
+        return True
+
+
+def run(pool, shards, **options):
+    done = []
+    submission = run_shards(
+        pool,
+        lambda index, *, should_stop: None,
+        shards,
+        policy=options.pop("policy", FAST),
+        on_done=lambda index, result: done.append(index),
+        **options,
+    )
+    return submission, done
+
+
+def test_every_shard_is_done_once_with_a_bounded_number_in_flight():
+    pool = ScriptedPool(slots=3)
+    submission, done = run(pool, range(50))
+    assert sorted(done) == list(range(50))
+    assert (submission.num_done, submission.failed, submission.stopped) == (50, [], False)
+    assert pool.most_in_flight == 4
+    assert not pool.held
+
+
+def test_killed_and_lost_shards_go_back_under_the_same_number():
+    killed, lost = Outcome("killed", error=RuntimeError()), Outcome("lost", error=RuntimeError())
+    pool = ScriptedPool({3: [killed, lost, killed]})
+    submission, done = run(pool, range(5))
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert pool.started.count(3) == 4
+    assert len(set(pool.tickets)) == len(pool.tickets)
+    assert submission.num_again == {"killed": 2, "lost": 1}
+
+
+def test_a_transient_error_is_tried_again_after_a_wait(monkeypatch):
+    clock = iter(range(0, 10_000))
+    monkeypatch.setattr(submit.time, "monotonic", lambda: float(next(clock)))
+    pool = ScriptedPool({0: [Outcome("failed", error=ConnectionError("reset"))]}, slots=1)
+    submission, done = run(pool, range(3), policy=RetryPolicy(backoff_s=30.0))
+    assert done == [1, 2, 0]
+    assert submission.num_again == {"transient": 1}
+
+
+def test_a_transient_error_that_stays_fails_the_shard_and_the_run_goes_on():
+    errors = [Outcome("failed", error=OSError("disk"))] * 3
+    submission, done = run(ScriptedPool({1: errors}), range(4), policy=FAST)
+    assert sorted(done) == [0, 2, 3]
+    assert [failed.shard_index for failed in submission.failed] == [1]
+    assert submission.failed[0].error == "OSError: disk"
+
+
+def test_a_bug_is_not_tried_again():
+    pool = ScriptedPool({1: [Outcome("failed", error=KeyError("bug"))]})
+    submission, _ = run(pool, range(3))
+    assert pool.started.count(1) == 1
+    assert [failed.shard_index for failed in submission.failed] == [1]
+
+
+def test_a_worker_that_stopped_without_being_asked_lost_its_shard():
+    pool = ScriptedPool({1: [Outcome("done", Done(stopped=True))]})
+    submission, done = run(pool, range(3))
+    assert sorted(done) == [0, 1, 2]
+    assert submission.num_again == {"lost": 1}
+
+
+def test_stop_cancels_what_is_in_flight_and_submits_no_more():
+    pool = ScriptedPool()
+    submission, done = run(pool, range(100), should_stop=lambda: len(pool.started) > 5)
+    assert submission.stopped
+    assert len(done) < 10
+    assert set(pool.cancelled) == pool.held
+
+
+def test_an_exception_of_the_caller_cancels_what_is_in_flight():
+    def explode(submission):
+        raise RuntimeError("tick")
+
+    pool = ScriptedPool()
+    with pytest.raises(RuntimeError, match="tick"):
+        run(pool, range(9), on_tick=explode)
+    assert set(pool.cancelled) == pool.held
+
+
+def test_a_pool_without_workers_is_healed():
+    pool = ScriptedPool(slots=0)
+    submission, _ = run(pool, range(3), policy=RetryPolicy(no_workers_s=-1))
+    assert submission.num_done == 3
+    assert pool.heals == 1
+
+
+def test_no_workers_and_no_healing_is_an_error_that_says_what_to_do(monkeypatch):
+    pool = ScriptedPool(slots=0)
+    monkeypatch.setattr(pool, "heal", lambda: False)
+    with pytest.raises(NoWorkersError, match="start workers and run the same command again"):
+        run(pool, range(3), policy=RetryPolicy(no_workers_s=-1))
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (MemoryError(), True),
+        (OSError(28, "No space left on device"), True),
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (ValueError(), False),
+    ],
+)
+def test_which_errors_are_transient(error, transient):
+    assert is_transient(error) is transient
+
+
+def test_inline_pool_scores_in_order_and_reports_errors():
+    def score(index, *, should_stop):
+        if index == 2:
+            raise ValueError("bad shard")
+        return Done()
+
+    pool = InlinePool()
+    try:
+        submission = run_shards(pool, score, range(5))
+    finally:
+        pool.close()
+    assert submission.num_done == 4
+    assert submission.failed[0].error == "ValueError: bad shard"
+
+
+def test_inline_pool_tells_the_running_shard_to_stop():
+    seen = []
+
+    def score(index, *, should_stop):
+        while not should_stop():
+            seen.append(index)
+        return Done(stopped=True)
+
+    pool = InlinePool()
+    submission = run_shards(pool, score, range(5), should_stop=lambda: len(seen) > 10)
+    pool.close()
+    assert submission.stopped
+    assert set(seen) == {0}
