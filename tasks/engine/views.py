@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import resize_image
 from pixelmill.configs.schema import AugmentationConfig, PreprocessConfig, TilingConfig
 from pixelmill.models.spec import ModelSpec
 
-__all__ = ["Placement", "choose_canvas", "draw_view", "plan_views", "to_original"]
+__all__ = ["Placement", "choose_canvas", "draw_view", "place_whole", "plan_views", "to_original"]
 
 Size = tuple[int, int]
 
@@ -110,6 +110,11 @@ def plan_views(image_size: Size, spec: ModelSpec) -> tuple[Placement, ...]:
         for scale in spec.augmentation.scales
         for flip_x, flip_y in _flips(spec.augmentation)
     )
+
+
+def place_whole(image_size: Size, preprocess: PreprocessConfig) -> Placement:
+    """The one view of an image of (height, width) without tiles or augmentation."""
+    return _place(image_size, _Part(0, 0, image_size), preprocess, 1, False, False)
 
 
 def draw_view(
@@ -215,7 +220,7 @@ def _place(
         ratio = min(canvas[0] / part.size[0], canvas[1] / part.size[1])
         resized = _rounded(part.size, ratio, canvas)
     elif preprocess.resize == "center_crop":
-        shorter = cast(int, preprocess.crop_from)  # the config's validator has seen to it
+        shorter = cast("int", preprocess.crop_from)  # the config's validator has seen to it
         if scale != 1:
             shorter = round(shorter * scale)
         resized = _shorter_side_to(part.size, shorter)
