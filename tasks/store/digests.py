@@ -1,0 +1,58 @@
+"""Keys of rows as 16 raw bytes: what is published already is told by sorted arrays of them."""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pixelmill.tasks.store.backend import Backend
+
+__all__ = ["KEY_COLUMNS", "Digests", "contains", "digests_of", "part_digests"]
+
+# Tables of which a key is published once only, and the columns that are its key within a model
+# (images) or a collection (catalog).
+KEY_COLUMNS = {"images": ["image_id"], "catalog": ["path", "size_bytes", "modified"]}
+
+Digests = NDArray[np.bytes_]
+
+
+def digests_of(name: str, table: pa.Table) -> Digests:
+    """(N,) S16: the image_id itself, or 128 bits of a hash of the catalog's key."""
+    if name == "images":
+        raw = bytes.fromhex("".join(table["image_id"].to_pylist()))
+    else:
+        columns = [table[column].to_pylist() for column in KEY_COLUMNS[name]]
+        raw = b"".join(_hash(values) for values in zip(*columns, strict=True))
+    return np.frombuffer(raw, "S16")
+
+
+def _hash(values: Iterable[object]) -> bytes:
+    text = "\0".join(map(str, values))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+@functools.lru_cache(maxsize=65_536)
+def part_digests(backend: Backend, dataset_id: str, key: str) -> Digests:
+    """Sorted digests of a published part; only its key columns are read, once per process.
+
+    Args:
+        backend: of the store.
+        dataset_id: of the store: a part of the same name in a store made anew is another part.
+        key: of the part.
+    """
+    name = key.split("/")[0]
+    with backend.open(key) as file:
+        table = pq.read_table(file, columns=KEY_COLUMNS[name])
+    return np.sort(digests_of(name, table))
+
+
+def contains(published: Digests, digests: Digests) -> NDArray[np.bool_]:
+    """(N,) bool: which digests are in the sorted array `published`."""
+    if not len(published):
+        return np.zeros(len(digests), bool)
+    places = np.minimum(np.searchsorted(published, digests), len(published) - 1)
+    return published[places] == digests

@@ -1,0 +1,450 @@
+"""Reading a store: published tables as pandas or Arrow, masks as arrays, runs and receipts."""
+
+import functools
+import json
+import re
+import statistics
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+
+from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.store import layout
+from pixelmill.tasks.store.backend import Backend, open_backend, probe_create_if_absent
+from pixelmill.tasks.store.digests import contains, part_digests
+from pixelmill.tasks.store.masks import read_planes
+from pixelmill.tasks.store.receipts import Receipt
+from pixelmill.tasks.store.runs import RunRecord, shard_id, shard_index
+from pixelmill.tasks.store.schemas import FORMAT_VERSION, PLAN, TABLES, encode_table
+
+__all__ = ["Instances", "Store"]
+
+# A million rows of a plan in 60 row groups: reading one shard touches one or two of them.
+_PLAN_ROW_GROUP_ROWS = 16_384
+_READERS = 8
+_THROUGHPUT_RECEIPTS = 64
+
+Filter = tuple[str, str, Any]
+_COMPARE = {
+    "=": pc.equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """The instances of one image by one model, best first.
+
+    Attributes:
+        boxes: rows of `detections`.
+        masks: (N, H, W) bool, one per row.
+    """
+
+    boxes: pd.DataFrame
+    masks: NDArray[np.bool_]
+
+
+class Store:
+    """Predictions of any number of models on any number of images under one root.
+
+    Tables show what is completely published: all parts of a publication or none.
+
+    Args:
+        root: a folder, or `s3://`, `gs://`, `az://`, `memory://`.
+        create: make the store if there is none; also tries out that the file system or object
+            store can do what commits rest on.
+
+    Raises:
+        FileNotFoundError: there is no store, and `create` is false.
+        RuntimeError: `create` is true and the place cannot create-if-absent.
+        ValueError: the store has another format version.
+    """
+
+    def __init__(self, root: str | Path, create: bool = False) -> None:
+        self.backend: Backend = open_backend(root)
+        self.root: str = self.backend.root
+        if create:
+            probe_create_if_absent(self.backend)
+            if not self.backend.exists(layout.DATASET):
+                identity = {"format_version": FORMAT_VERSION, "dataset_id": uuid.uuid4().hex}
+                self.backend.create(layout.DATASET, json.dumps(identity).encode())
+        try:
+            dataset = json.loads(self.backend.get(layout.DATASET))
+        except FileNotFoundError as err:
+            raise FileNotFoundError(
+                f"no Pixelmill store at {self.root!r}; score a folder into it first, or open it "
+                "with create=True"
+            ) from err
+        if dataset["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"store {self.root!r} has format version {dataset['format_version']}, this "
+                f"version of Pixelmill reads {FORMAT_VERSION}"
+            )
+        # What a process remembers of immutable parts must not outlive a store that was deleted
+        # and made anew in the same place.
+        self.dataset_id: str = dataset["dataset_id"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    # Tables
+
+    def parts(self, name: str, **partitions: str) -> list[layout.Part]:
+        """The published files of a table, in the order of publication.
+
+        Args:
+            name: of the table.
+            **partitions: values that `model`, `date` or `collection` must have.
+        """
+        done = self._done()
+        found = [part for part in _list_parts(self.backend, name, partitions) if part.seq in done]
+        return sorted(found, key=lambda part: (part.seq, part.key))
+
+    def table(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        columns: Sequence[str] | None = None,
+        filters: Sequence[Filter] = (),
+    ) -> pa.Table:
+        """Published rows of a table.
+
+        Args:
+            name: catalog, images, detections, captions, labels, candidates or failures.
+            model: only this model's rows.
+            columns: which; partition columns (`model`, `date`, `collection`) may be named.
+            filters: `(column, operator, value)`, all of which must hold; operators are those of
+                `pyarrow.parquet.read_table`. On partition columns: = == != < <= > >=.
+
+        Returns:
+            The rows, partition columns last, in the order of publication and then of the key.
+
+        Raises:
+            KeyError: no such table or column.
+        """
+        if name not in TABLES:
+            raise KeyError(f"no table {name!r}, there are: {', '.join(TABLES)}")
+        table = TABLES[name]
+        names = [*table.schema.names, *table.partitions]
+        wanted = names if columns is None else list(columns)
+        unknown = {*wanted, *(column for column, _, _ in filters)} - set(names)
+        if unknown:
+            raise KeyError(f"table {name!r} has no {sorted(unknown)}, it has: {', '.join(names)}")
+        chosen = {"model": model} if model is not None and "model" in table.partitions else {}
+        on_path = [item for item in filters if item[0] in table.partitions]
+        in_file = [item for item in filters if item[0] not in table.partitions]
+        if model is not None and "model" not in table.partitions and "model_key" in names:
+            in_file.append(("model_key", "=", model))
+        parts = [
+            part
+            for part in self.parts(name, **chosen)
+            if all(
+                _COMPARE[how](pa.scalar(part.partitions[column]), pa.scalar(value)).as_py()
+                for column, how, value in on_path
+            )
+        ]
+        schema = pa.schema(
+            [*table.schema, *(pa.field(key, pa.string(), False) for key in table.partitions)]
+        )
+        empty = schema.empty_table().select(wanted)
+
+        def read(part: layout.Part) -> pa.Table:
+            rows = _read_part(self.backend, part.key, wanted, in_file)
+            for key, value in part.partitions.items():
+                if key in wanted:
+                    rows = rows.append_column(
+                        schema.field(key), pa.repeat(pa.scalar(value), rows.num_rows)
+                    )
+            return rows.select(wanted).cast(empty.schema)
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            return pa.concat_tables([empty, *pool.map(read, parts)])
+
+    def images(self, model: str | None = None) -> pd.DataFrame:
+        """One row per image and model."""
+        return self.table("images", model=model).to_pandas()
+
+    def boxes(self, model: str | None = None) -> pd.DataFrame:
+        """One row per detection: pixels of the original image, max exclusive."""
+        return self.table("detections", model=model).to_pandas()
+
+    def captions(self, model: str | None = None) -> pd.DataFrame:
+        """One row per caption."""
+        return self.table("captions", model=model).to_pandas()
+
+    def labels(self, model: str | None = None) -> pd.DataFrame:
+        """One row per class given to an image."""
+        return self.table("labels", model=model).to_pandas()
+
+    def candidates(self, model: str | None = None) -> pd.DataFrame:
+        """One row per box before suppression, where the config kept them."""
+        return self.table("candidates", model=model).to_pandas()
+
+    def failures(self) -> pd.DataFrame:
+        """One row per failed try; a later success does not erase it."""
+        return self.table("failures").to_pandas()
+
+    def catalog(self, collection: str | None = None) -> pd.DataFrame:
+        """Where each image lies: one row per (path, size_bytes, modified) ever read.
+
+        In the order of publication, so of rows with one path the last is the current one.
+        """
+        chosen = [] if collection is None else [("collection", "=", collection)]
+        return self.table("catalog", filters=chosen).to_pandas()
+
+    def models(self) -> dict[str, ModelSpec]:
+        """The models that have published images, by key."""
+        published = {part.partitions["model"] for part in self.parts("images")}
+        found: dict[str, ModelSpec] = {}
+        for run_id in reversed(self.runs()):
+            if published <= found.keys():
+                break
+            found |= {spec.key: spec for spec in self.run(run_id).models if spec.key in published}
+        return dict(sorted(found.items()))
+
+    def published_ids(self, model_key: str) -> NDArray[np.bytes_]:
+        """Sorted image ids of a model's published images, as 16 raw bytes each (dtype S16)."""
+        parts = self.parts("images", model=model_key)
+        ids = [part_digests(self.backend, self.dataset_id, part.key) for part in parts]
+        return np.sort(np.concatenate([np.empty(0, "S16"), *ids]))
+
+    # Single images
+
+    def find(self, image: str, model: str | None = None) -> list[dict[str, Any]]:
+        """Rows of `images` of one image, one per model.
+
+        Args:
+            image: an image_id, or a path as in the catalog; of a file that changed, the newest.
+            model: only this model's row.
+
+        Raises:
+            KeyError: there is none, or the path is in several collections.
+        """
+        image_id = image if re.fullmatch(r"[0-9a-f]{32}", image) else self._image_id(image)
+        digest = np.array([bytes.fromhex(image_id)], "S16")
+        chosen = {} if model is None else {"model": model}
+        rows: list[dict[str, Any]] = []
+        for part in self.parts("images", **chosen):
+            if contains(part_digests(self.backend, self.dataset_id, part.key), digest)[0]:
+                table = _read_part(
+                    self.backend,
+                    part.key,
+                    TABLES["images"].schema.names,
+                    [("image_id", "=", image_id)],
+                )
+                rows += [row | part.partitions for row in table.to_pylist()]
+        if not rows:
+            of_model = "" if model is None else f" by model {model!r}"
+            raise KeyError(
+                f"no published predictions of image {image!r}{of_model}; see Store.failures() for "
+                "what could not be scored and Store.models() for the models"
+            )
+        return rows
+
+    def semantic_mask(self, image: str, model: str | None = None) -> NDArray[Any]:
+        """The label map of an image.
+
+        Args:
+            image: catalog path or image_id.
+            model: may be left out where one model has a map of it.
+
+        Returns:
+            (H, W) uint8 class indices, 255 void; uint16 and 65535 above 254 classes.
+
+        Raises:
+            KeyError: unknown or ambiguous.
+        """
+        row = self._only_row(image, model, "semantic_array", "semantic mask")
+        array = self._mask_array(row["mask_store"], row["semantic_array"])
+        return read_planes(array, row["semantic_row"], row["height"], row["width"])
+
+    def instances(self, image: str, model: str | None = None) -> Instances:
+        """The boxes and masks of an image.
+
+        Args:
+            image: catalog path or image_id.
+            model: may be left out where one model has instance masks of it.
+
+        Raises:
+            KeyError: unknown, ambiguous, or without masks.
+        """
+        row = self._only_row(image, model, "instances_array", "instance masks")
+        boxes = self.table(
+            "detections",
+            model=row["model"],
+            filters=[("image_id", "=", row["image_id"]), ("date", "=", row["date"])],
+        ).to_pandas()
+        array = self._mask_array(row["mask_store"], row["instances_array"])
+        planes = read_planes(array, row["instances_row"], row["height"], row["width"])
+        layers = boxes["mask_layer"].to_numpy(np.int64)
+        values = boxes["mask_value"].to_numpy(planes.dtype)
+        return Instances(boxes, planes[layers] == values[:, None, None])
+
+    def _only_row(self, image: str, model: str | None, column: str, what: str) -> dict[str, Any]:
+        rows = [row for row in self.find(image, model) if row[column] is not None]
+        if len(rows) == 1:
+            return rows[0]
+        if not rows:
+            raise KeyError(f"image {image!r} has no {what}")
+        models = ", ".join(row["model"] for row in rows)
+        raise KeyError(f"several models have {what} of {image!r}: name one of {models}")
+
+    def _image_id(self, path: str) -> str:
+        rows = self.table(
+            "catalog", columns=["image_id", "collection"], filters=[("path", "=", path)]
+        ).to_pylist()
+        if not rows:
+            raise KeyError(f"no image {path!r} in the catalog; see Store.catalog().path")
+        collections = sorted({row["collection"] for row in rows})
+        if len(collections) > 1:
+            raise KeyError(
+                f"path {path!r} is in the collections {', '.join(collections)}: give the image_id "
+                "instead, from Store.catalog(collection)"
+            )
+        return str(rows[-1]["image_id"])
+
+    def _mask_array(self, mask_store: str, array: str) -> "zarr.Array[Any]":
+        found = _open_masks(self.backend.root, mask_store)[array]
+        assert isinstance(found, zarr.Array)
+        return found
+
+    # Runs and receipts
+
+    def create_run(self, record: RunRecord, plan_table: pa.Table) -> None:
+        """Store a plan; the record comes last and makes the run exist.
+
+        Args:
+            record: of the run.
+            plan_table: schema PLAN, sorted by shard.
+
+        Raises:
+            ValueError: the table is not of that schema.
+            FileExistsError: another run has the id.
+        """
+        if not plan_table.schema.equals(PLAN):
+            raise ValueError(f"expected the schema\n{PLAN}\ngot\n{plan_table.schema}")
+        data = encode_table(plan_table.sort_by("shard"), row_group_rows=_PLAN_ROW_GROUP_ROWS)
+        self.backend.put(layout.plan_key(record.run_id), data)
+        if not self.backend.create(
+            layout.run_key(record.run_id), record.model_dump_json().encode()
+        ):
+            raise FileExistsError(f"run {record.run_id} exists in {self.root}")
+
+    def run(self, run_id: str) -> RunRecord:
+        """A run's record.
+
+        Raises:
+            KeyError: no such run.
+        """
+        return _load_run(self.backend, self.dataset_id, run_id)
+
+    def runs(self) -> list[str]:
+        """Ids of all runs, oldest first."""
+        entries = self.backend.list(layout.RUNS)
+        return [Path(entry.key).stem for entry in entries if entry.key.endswith(".json")]
+
+    def shard_rows(self, run_id: str, index: int) -> pa.Table:
+        """The inputs of one shard, schema PLAN."""
+        with self.backend.open(layout.plan_key(run_id)) as file:
+            return pq.read_table(file, filters=[("shard", "=", index)])
+
+    def committed_shards(self, run_id: str) -> set[int]:
+        """Indices of the shards that have a receipt, by one listing."""
+        entries = self.backend.list(layout.receipts_of(run_id))
+        return {shard_index(Path(entry.key).stem) for entry in entries}
+
+    def receipt(self, run_id: str, index: int) -> Receipt | None:
+        """The receipt of a shard, or None while it is not committed."""
+        try:
+            data = self.backend.get(layout.receipt_key(run_id, shard_id(run_id, index)))
+        except FileNotFoundError:
+            return None
+        return Receipt.model_validate_json(data)
+
+    def receipts(self, run_id: str | None = None) -> list[Receipt]:
+        """Receipts of a run, or of all runs, in order of the shards."""
+        folder = layout.RECEIPTS if run_id is None else layout.receipts_of(run_id)
+        return self._load_receipts([entry.key for entry in self.backend.list(folder)])
+
+    def throughput(self) -> dict[str, float]:
+        """Images per second and worker, by model: the median of the newest receipts.
+
+        A shard's time is shared among its models by `forward_s/<model_key>`, or equally.
+        """
+        keys = [entry.key for entry in self.backend.list(layout.RECEIPTS)]
+        rates: dict[str, list[float]] = {}
+        for receipt in self._load_receipts(keys[-_THROUGHPUT_RECEIPTS:]):
+            wall_s = float(receipt.stats.get("wall_s", 0))
+            scored = {key: number for key, number in receipt.num_scored.items() if number}
+            forward_s = {key: float(receipt.stats.get(f"forward_s/{key}", 1)) for key in scored}
+            for key, number in scored.items():
+                seconds = wall_s * forward_s[key] / (sum(forward_s.values()) or 1)
+                if seconds > 0:
+                    rates.setdefault(key, []).append(number / seconds)
+        return {key: statistics.median(values) for key, values in sorted(rates.items())}
+
+    def _load_receipts(self, keys: Sequence[str]) -> list[Receipt]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return [Receipt.model_validate_json(data) for data in pool.map(self.backend.get, keys)]
+
+    def _done(self) -> set[int]:
+        entries = self.backend.list(layout.LOG)
+        return {int(Path(entry.key).stem) for entry in entries if entry.key.endswith(".done")}
+
+
+def _list_parts(backend: Backend, name: str, partitions: dict[str, str]) -> list[layout.Part]:
+    prefix = name
+    for key in TABLES[name].partitions:
+        if key not in partitions:
+            break
+        prefix += f"/{key}={partitions[key]}"
+    parts = [layout.parse_part(entry.key) for entry in backend.list(prefix)]
+    return [
+        part
+        for part in parts
+        if all(part.partitions[key] == value for key, value in partitions.items())
+    ]
+
+
+def _read_part(
+    backend: Backend, key: str, columns: Sequence[str], filters: Sequence[Filter]
+) -> pa.Table:
+    table = TABLES[key.split("/")[0]]
+    in_file = [name for name in columns if name not in table.partitions]
+    with backend.open(key) as file:
+        return pq.read_table(file, columns=in_file, filters=list(filters) or None)
+
+
+@functools.lru_cache(maxsize=256)
+def _load_run(backend: Backend, dataset_id: str, run_id: str) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(backend.get(layout.run_key(run_id)))
+    except FileNotFoundError as err:
+        raise KeyError(f"no run {run_id!r} in {backend.root}") from err
+
+
+@functools.lru_cache(maxsize=64)
+def _open_masks(root: str, mask_store: str) -> zarr.Group:
+    """Mask stores are written once under names of their own, so an open one stays true."""
+    store = open_backend(root).zarr_store(mask_store)
+    return zarr.open_group(store, mode="r", zarr_format=3)
