@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pixelmill.tasks.scenes.noise import FloatArray
 
 __all__ = ["Colour", "Light", "sphere_normals"]
 
@@ -25,7 +26,7 @@ class Light:
     source: Colour
     ambient: Colour
 
-    def on(self, normals: NDArray[np.float32]) -> NDArray[np.float32]:
+    def on(self, normals: FloatArray) -> FloatArray:
         """Light that arrives at surfaces.
 
         Args:
@@ -41,13 +42,13 @@ class Light:
             self.ambient, np.float32
         )
 
-    def on_face(self, right: float, up: float, towards: float) -> NDArray[np.float32]:
+    def on_face(self, right: float, up: float, towards: float) -> FloatArray:
         """Light on one flat face; its normal need not have unit length. (3,) float32."""
         normal = np.array((right, up, towards), np.float32)
         return self.on(normal / np.linalg.norm(normal))
 
 
-def sphere_normals(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+def sphere_normals(x: FloatArray, y: FloatArray) -> FloatArray:
     """Normals of the unit sphere seen from the front; outside it, those of its rim.
 
     Args:

@@ -1,18 +1,22 @@
 """Fractal noise, the raw material of clouds, ridges, grass, sand and water."""
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TILE", "fractal_tile", "sample_tile"]
+__all__ = ["TILE", "FloatArray", "fractal_tile", "sample_tile"]
+
+FloatArray = NDArray[np.floating[Any]]
+"""float32 throughout; the checkers cannot follow that through arithmetic with Python numbers."""
 
 TILE = 512
 """Side of a noise tile, pixels; tiles repeat seamlessly."""
 
 
 @functools.cache
-def fractal_tile(exponent: float) -> NDArray[np.float32]:
+def fractal_tile(exponent: float) -> FloatArray:
     """Seamless noise whose amplitude falls with frequency to the power `exponent`.
 
     It is the same tile in every process: a scene gets its own look from where it samples, which
@@ -33,9 +37,7 @@ def fractal_tile(exponent: float) -> NDArray[np.float32]:
     return (tile / tile.std()).astype(np.float32)
 
 
-def sample_tile(
-    tile: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def sample_tile(tile: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatArray:
     """Bilinear samples of a repeating tile.
 
     Args:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelmill.tasks.scenes.captions import Mention, describe
+from pixelmill.tasks.scenes.noise import FloatArray
 from pixelmill.tasks.scenes.setting import (
     SEMANTIC_CLASSES,
     Backdrop,
@@ -219,7 +220,7 @@ def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _compose(rgb: NDArray[np.float32], item: _Placed, setting: Setting, backdrop: Backdrop) -> None:
+def _compose(rgb: FloatArray, item: _Placed, setting: Setting, backdrop: Backdrop) -> None:
     inside, part = _overlap(item.sprite, setting.size)
     row = min(int(item.thing.foot[1]), setting.size[0] - 1)
     colour = item.sprite.rgb[part]
@@ -228,9 +229,7 @@ def _compose(rgb: NDArray[np.float32], item: _Placed, setting: Setting, backdrop
     rgb[inside] += alpha * (colour - rgb[inside])
 
 
-def _cast_shadow(
-    rgb: NDArray[np.float32], item: _Placed, setting: Setting, backdrop: Backdrop
-) -> None:
+def _cast_shadow(rgb: FloatArray, item: _Placed, setting: Setting, backdrop: Backdrop) -> None:
     """Darken the ground where the object keeps the light away, or mirror it in water."""
     if CLASSES[item.thing.label] == "balloon":
         return
@@ -274,16 +273,14 @@ def _cast_shadow(
     rgb[rows] *= 1 - cover * 0.85 * (1 - dark)
 
 
-def _soften(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _soften(values: FloatArray) -> FloatArray:
     """Blur over three pixels each way; the edges repeat."""
     padded = np.pad(values, 1, mode="edge")
     rows = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
     return 0.25 * rows[:, :-2] + 0.5 * rows[:, 1:-1] + 0.25 * rows[:, 2:]
 
 
-def _photograph(
-    rgb: NDArray[np.float32], setting: Setting, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def _photograph(rgb: FloatArray, setting: Setting, rng: np.random.Generator) -> NDArray[np.uint8]:
     """What a camera makes of the scene: lens blur, vignette, white balance, exposure, noise."""
     height, width = setting.size
     blur = np.float32(rng.uniform(0.1, 0.8))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelmill.tasks.scenes.light import Light
-from pixelmill.tasks.scenes.noise import TILE, fractal_tile, sample_tile
+from pixelmill.tasks.scenes.noise import TILE, FloatArray, fractal_tile, sample_tile
 
 __all__ = ["PLACES", "SEMANTIC_CLASSES", "SIZES", "Backdrop", "Setting", "draw_backdrop",
            "sample_setting"]  # fmt: skip
@@ -23,7 +23,6 @@ SEMANTIC_CLASSES = (
 """Names of the semantic classes, by value; every pixel has one. A car, a boat and a balloon are
 vehicles, a ball and a ring are toys."""
 
-Array = NDArray[np.float32]
 _SKY, _MOUNTAIN, _GRASS, _SAND, _ROAD, _WATER = range(6)
 
 # zenith, horizon, light of the source, ambient light, tint of the clouds
@@ -75,10 +74,10 @@ class Backdrop:
         haze_share: (H, 1, 1) float32, how much of that air there is.
     """
 
-    rgb: Array
+    rgb: FloatArray
     semantic: NDArray[np.uint8]
-    haze: Array
-    haze_share: Array
+    haze: FloatArray
+    haze_share: FloatArray
 
 
 def sample_setting(rng: np.random.Generator) -> Setting:
@@ -135,13 +134,15 @@ def draw_backdrop(setting: Setting, rng: np.random.Generator) -> Backdrop:
     return Backdrop(rgb, semantic, haze, share)
 
 
-def _noise(rng: np.random.Generator, exponent: float, rows: Array, columns: Array) -> Array:
+def _noise(
+    rng: np.random.Generator, exponent: float, rows: FloatArray, columns: FloatArray
+) -> FloatArray:
     """The tile from a random place on."""
     row, column = rng.uniform(0, TILE, 2).astype(np.float32)
     return sample_tile(fractal_tile(exponent), rows + row, columns + column)
 
 
-def _sky(setting: Setting, rng: np.random.Generator) -> Array:
+def _sky(setting: Setting, rng: np.random.Generator) -> FloatArray:
     high, low, _, _, cloud = (np.array(colour, np.float32) for colour in _TIMES[setting.time])
     rows = np.arange(setting.horizon, dtype=np.float32)[:, None]
     columns = np.arange(setting.size[1], dtype=np.float32)[None, :]
@@ -172,7 +173,7 @@ def _sky(setting: Setting, rng: np.random.Generator) -> Array:
 
 
 def _paint_mountains(
-    rgb: Array, semantic: NDArray[np.uint8], setting: Setting, rng: np.random.Generator
+    rgb: FloatArray, semantic: NDArray[np.uint8], setting: Setting, rng: np.random.Generator
 ) -> None:
     columns = np.arange(setting.size[1], dtype=np.float32)
     rows = np.arange(setting.horizon, dtype=np.float32)[:, None]
@@ -203,7 +204,7 @@ def _paint_mountains(
         semantic[: setting.horizon][inside] = _MOUNTAIN
 
 
-def _ground(setting: Setting, rng: np.random.Generator) -> tuple[Array, NDArray[np.uint8]]:
+def _ground(setting: Setting, rng: np.random.Generator) -> tuple[FloatArray, NDArray[np.uint8]]:
     height, width = setting.size[0] - setting.horizon, setting.size[1]
     below = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / height
     columns = np.arange(width, dtype=np.float32)[None, :]
@@ -242,14 +243,22 @@ def _ground(setting: Setting, rng: np.random.Generator) -> tuple[Array, NDArray[
     return rgb, kind
 
 
-def _mottle(rng: np.random.Generator, exponent: float, rows: Array, columns: Array, below: Array,
-            strength: float) -> Array:  # fmt: skip
+def _mottle(
+    rng: np.random.Generator,
+    exponent: float,
+    rows: FloatArray,
+    columns: FloatArray,
+    below: FloatArray,
+    strength: float,
+) -> FloatArray:
     """(h, w, 1) factors around 1; the pattern fades where perspective would alias it."""
     fade = np.clip(below * 2.5, 0.15, 1)
     return np.clip(1 + strength * fade * _noise(rng, exponent, rows, columns), 0.3, 1.8)[..., None]
 
 
-def _grass(rng: np.random.Generator, far: Array, across: Array, below: Array) -> Array:
+def _grass(
+    rng: np.random.Generator, far: FloatArray, across: FloatArray, below: FloatArray
+) -> FloatArray:
     fresh, dry = np.array((0.25, 0.47, 0.13), np.float32), np.array((0.50, 0.50, 0.19), np.float32)
     patches = np.clip(0.3 + 0.25 * _noise(rng, 1.4, far * 0.5, across * 0.5), 0, 1)[..., None]
     colour = fresh + (dry - fresh) * patches * np.float32(rng.uniform(0.3, 1.2))
@@ -259,8 +268,8 @@ def _grass(rng: np.random.Generator, far: Array, across: Array, below: Array) ->
 
 
 def _sand(
-    rng: np.random.Generator, far: Array, across: Array, below: Array, *, dunes: bool
-) -> Array:
+    rng: np.random.Generator, far: FloatArray, across: FloatArray, below: FloatArray, *, dunes: bool
+) -> FloatArray:
     colour = np.array((0.80, 0.58, 0.34) if dunes else (0.84, 0.74, 0.54), np.float32)
     ripples = _noise(rng, 1.2, far * 0.6, across * 0.5)
     waves = np.sin(far * 0.35 + across * 0.03 + 2.5 * ripples) * np.clip(below * 1.5, 0, 1)
@@ -270,13 +279,15 @@ def _sand(
 
 
 def _water(
-    setting: Setting, rng: np.random.Generator, far: Array, across: Array, below: Array
-) -> Array:
+    setting: Setting,
+    rng: np.random.Generator,
+    far: FloatArray,
+    across: FloatArray,
+    below: FloatArray,
+) -> FloatArray:
     high, low, source, *_ = (np.array(colour, np.float32) for colour in _TIMES[setting.time])
-    deep = np.array(
-        (0.07, 0.27, 0.36) if setting.place == "lake" else (0.08, 0.40, 0.47), np.float32
-    )
-    deep = deep * setting.light.on_face(0, 1, 0.2)
+    body = (0.07, 0.27, 0.36) if setting.place == "lake" else (0.08, 0.40, 0.47)
+    deep = np.array(body, np.float32) * setting.light.on_face(0, 1, 0.2)
     # water seen at a flat angle mirrors the sky, and is seen into near by
     mirror = np.clip(0.75 - 0.55 * below, 0.15, 0.8)[..., None]
     sky = low + (high - low) * np.clip(below * 1.2, 0, 1)[..., None]
@@ -291,13 +302,13 @@ def _water(
 
 
 def _paint_road(
-    rgb: Array,
+    rgb: FloatArray,
     kind: NDArray[np.uint8],
     rng: np.random.Generator,
-    below: Array,
-    across: Array,
-    plane: tuple[Array, Array],
-    sunlight: Array,
+    below: FloatArray,
+    across: FloatArray,
+    plane: tuple[FloatArray, FloatArray],
+    sunlight: FloatArray,
 ) -> None:
     """A road, either across the image or away from the camera."""
     far, plane_across = plane

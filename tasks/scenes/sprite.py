@@ -8,11 +8,10 @@ Source: I. Quilez, 2D distance functions, https://iquilezles.org/articles/distfu
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pixelmill.tasks.scenes.noise import FloatArray
 
 __all__ = ["Painter", "Sprite", "box", "capsule", "convex", "disk", "ellipse"]
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,8 @@ class Sprite:
         left: column of the canvas' first pixel.
     """
 
-    rgb: Array
-    alpha: Array
+    rgb: FloatArray
+    alpha: FloatArray
     top: int
     left: int
 
@@ -68,13 +67,13 @@ class Painter:
         seen_x = (np.arange(width) + (self._left + 0.5 - foot[0]))[None, :] / scale
         seen_y = -(np.arange(height) + (self._top + 0.5 - foot[1]))[:, None] / scale
         x = (seen_x * cos + seen_y * sin).astype(np.float32)
-        self.x: Array = -x if mirrored else x
-        self.y: Array = (seen_y * cos - seen_x * sin).astype(np.float32)
+        self.x: FloatArray = -x if mirrored else x
+        self.y: FloatArray = (seen_y * cos - seen_x * sin).astype(np.float32)
         self.scale = scale
         self._rgb = np.zeros((height, width, 3), np.float32)
         self._alpha = np.zeros((height, width), np.float32)
 
-    def paint(self, distance: Array, colour: Array) -> None:
+    def paint(self, distance: FloatArray, colour: FloatArray) -> None:
         """Lay a shape over what is there.
 
         Args:
@@ -90,12 +89,14 @@ class Painter:
         return Sprite(self._rgb, self._alpha, self._top, self._left)
 
 
-def disk(x: Array, y: Array, centre: tuple[float, float], radius: float) -> Array:
+def disk(x: FloatArray, y: FloatArray, centre: tuple[float, float], radius: float) -> FloatArray:
     """Distance to a disk."""
     return np.hypot(x - centre[0], y - centre[1]) - radius
 
 
-def ellipse(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float, float]) -> Array:
+def ellipse(
+    x: FloatArray, y: FloatArray, centre: tuple[float, float], radii: tuple[float, float]
+) -> FloatArray:
     """Distance to an ellipse, exact at its border only, which is where it counts."""
     x, y = (x - centre[0]) / radii[0], (y - centre[1]) / radii[1]
     norm = np.hypot(x, y)
@@ -104,8 +105,8 @@ def ellipse(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float,
 
 
 def box(
-    x: Array, y: Array, corners: tuple[float, float, float, float], radius: float = 0.0
-) -> Array:
+    x: FloatArray, y: FloatArray, corners: tuple[float, float, float, float], radius: float = 0.0
+) -> FloatArray:
     """Distance to a box, given as left, right, bottom, top, with rounded corners."""
     left, right, bottom, top = corners
     dx = np.abs(x - (left + right) / 2) - (right - left) / 2 + radius
@@ -114,7 +115,7 @@ def box(
     return outside + np.minimum(np.maximum(dx, dy), 0) - radius
 
 
-def convex(x: Array, y: Array, *corners: tuple[float, float]) -> Array:
+def convex(x: FloatArray, y: FloatArray, *corners: tuple[float, float]) -> FloatArray:
     """Distance to a convex polygon whose corners are given anticlockwise."""
     distance = np.full(np.broadcast_shapes(x.shape, y.shape), -np.inf, np.float32)
     for (x1, y1), (x2, y2) in zip(corners, (*corners[1:], corners[0]), strict=True):
@@ -124,8 +125,12 @@ def convex(x: Array, y: Array, *corners: tuple[float, float]) -> Array:
 
 
 def capsule(
-    x: Array, y: Array, start: tuple[float, float], end: tuple[float, float], radius: float
-) -> Array:
+    x: FloatArray,
+    y: FloatArray,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    radius: float,
+) -> FloatArray:
     """Distance to a thick line with round ends."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     share = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / (dx * dx + dy * dy), 0, 1)

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pixelmill.tasks.scenes.light import Colour, Light, sphere_normals
-from pixelmill.tasks.scenes.noise import TILE, fractal_tile, sample_tile
+from pixelmill.tasks.scenes.noise import TILE, FloatArray, fractal_tile, sample_tile
 from pixelmill.tasks.scenes.sprite import Painter, Sprite, box, capsule, convex, disk, ellipse
 
 __all__ = ["CLASSES", "COLOURS", "KINDS", "Kind", "Thing", "draw_thing"]
@@ -26,8 +25,6 @@ COLOURS: dict[str, Colour] = {
     "purple": (0.47, 0.16, 0.62),
 }
 """What a colour word looks like in white light."""
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Kind:
         colours: words that it comes in.
     """
 
-    draw: Callable[[Painter, Array, Light, np.random.Generator, bool], None]
+    draw: Callable[[Painter, FloatArray, Light, np.random.Generator, bool], None]
     extent: tuple[float, float, float, float]
     height: float
     tilt: float
@@ -94,18 +91,20 @@ def draw_thing(thing: Thing, light: Light, *, night: bool) -> Sprite:
     return painter.sprite()
 
 
-def _rgb(red: float, green: float, blue: float) -> Array:
+def _rgb(red: float, green: float, blue: float) -> FloatArray:
     return np.array((red, green, blue), np.float32)
 
 
-def _speckle(painter: Painter, rng: np.random.Generator, exponent: float, size: float) -> Array:
+def _speckle(
+    painter: Painter, rng: np.random.Generator, exponent: float, size: float
+) -> FloatArray:
     """Noise fixed to the object: (h, w) float32, standard deviation 1; `size` of a feature."""
     row, column = rng.uniform(0, TILE, 2).astype(np.float32)
     step = np.float32(16 / size)
     return sample_tile(fractal_tile(exponent), painter.y * step + row, painter.x * step + column)
 
 
-def _car(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _car(p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool) -> None:
     x, y = p.x, p.y
     side, top = light.on_face(0.1, 0.1, 1), light.on_face(0.2, 1, 0.4)
     long_roof = rng.uniform(-0.75, -0.45)
@@ -135,7 +134,9 @@ def _car(p: Painter, base: Array, light: Light, rng: np.random.Generator, night:
         p.paint(disk(x, y, (wheel, 0.2), 0.04), _rgb(0.2, 0.2, 0.2) * side)
 
 
-def _house(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _house(
+    p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool
+) -> None:
     x, y = p.x, p.y
     eaves, ridge = rng.uniform(0.5, 0.6), rng.uniform(0.9, 1.0)
     corner, gable = -0.05, rng.uniform(0.0, 0.08)
@@ -184,7 +185,9 @@ def _house(p: Painter, base: Array, light: Light, rng: np.random.Generator, nigh
     p.paint(disk(x, y, (middle, eaves + 0.1), 0.045), glass)
 
 
-def _tree(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _tree(
+    p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool
+) -> None:
     x, y = p.x, p.y
     bark = _rgb(0.27, 0.18, 0.11) * (1 + 0.2 * _speckle(p, rng, 0.5, 0.1)[..., None])
     trunk = bark * light.on(sphere_normals(x / 0.06, np.zeros_like(y)))
@@ -216,7 +219,9 @@ def _tree(p: Painter, base: Array, light: Light, rng: np.random.Generator, night
         p.paint(disk(x, y, (cx, cy), radius) + 1.4 * rough, mottled * (0.5 * shade + 0.5 * whole))
 
 
-def _boat(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _boat(
+    p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool
+) -> None:
     x, y = p.x, p.y
     side = light.on_face(0.1, 0.1, 1)
     mast = rng.uniform(-0.08, 0.05)
@@ -238,7 +243,9 @@ def _boat(p: Painter, base: Array, light: Light, rng: np.random.Generator, night
     p.paint(box(x, y, (0.16, 0.42, 0.2, 0.27), 0.02), wood)
 
 
-def _ball(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _ball(
+    p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool
+) -> None:
     x, y = p.x * 2, p.y * 2 - 1
     normals = sphere_normals(x, y)
     # panels run between two poles, of which one is seen somewhere on the front
@@ -261,7 +268,9 @@ def _ball(p: Painter, base: Array, light: Light, rng: np.random.Generator, night
     p.paint((np.hypot(x, y) - 1) / 2, colour * shade + 0.45 * gloss * _rgb(*light.source))
 
 
-def _ring(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _ring(
+    p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool
+) -> None:
     flat = rng.uniform(0.62, 1.0)
     radius, tube = 0.34, 0.15
     x, y = p.x, (p.y - 0.5 * flat) / flat
@@ -277,7 +286,9 @@ def _ring(p: Painter, base: Array, light: Light, rng: np.random.Generator, night
     p.paint((np.abs(around - radius) - tube) * flat, colour * light.on(normals))
 
 
-def _balloon(p: Painter, base: Array, light: Light, rng: np.random.Generator, night: bool) -> None:
+def _balloon(
+    p: Painter, base: FloatArray, light: Light, rng: np.random.Generator, night: bool
+) -> None:
     x, y = p.x, p.y
     wicker = _rgb(0.42, 0.27, 0.14) * light.on_face(0.2, 0, 1)
     for side in (-1, 1):

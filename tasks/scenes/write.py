@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def _coco_objects(scene: Scene, image_id: int, *, first_id: int) -> list[dict[st
     for index, (label, mask, box_xyxy) in enumerate(
         zip(scene.labels, scene.masks, scene.boxes_xyxy, strict=True)
     ):
-        rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        # its counts are bytes, whatever the stubs of pycocotools say
+        rle: Any = coco_mask.encode(np.asfortranarray(mask, np.uint8))
         x1, y1, x2, y2 = (int(value) for value in box_xyxy)
         objects.append(
             {
@@ -119,7 +121,7 @@ def _replace_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.part")
+    """Write aside, then rename: a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     aside.write_bytes(data)
     aside.replace(path)
