@@ -1,0 +1,306 @@
+"""Where images lie: listing a folder or bucket, and reading files from it.
+
+Local folders are read by the operating system's own calls; s3://, gs:// and az:// by obstore, with
+credentials and endpoint from the providers' usual environment variables; any other URL by the
+fsspec implementation of its scheme.
+"""
+
+import functools
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+import pyarrow as pa
+from obstore.fsspec import FsspecStore
+
+from pixelmill.configs.schema import IngestConfig
+
+__all__ = [
+    "IMAGES_SCHEMA",
+    "PROBLEMS_SCHEMA",
+    "SourceListing",
+    "collection_name",
+    "list_images",
+    "read_bytes",
+    "read_head",
+]
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("modified", pa.string(), nullable=False),
+    ]
+)
+PROBLEMS_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+# The names that file systems have for a version of an object, the surest first.
+_VERSION_KEYS = (
+    "e_tag", "ETag", "etag", "md5Hash", "mtime", "last_modified", "LastModified", "updated",
+    "created",
+)  # fmt: skip
+
+_OBJECT_SCHEMES = ("s3", "gs", "az")
+
+_ImageRow = tuple[str, str, int, str]
+_ProblemRow = tuple[str, str, str]
+_Accepts = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceListing:
+    """What a source holds.
+
+    Attributes:
+        images: `IMAGES_SCHEMA`, sorted by path. `path` is relative to the source with '/' between
+            the parts; `modified` is the mtime in nanoseconds or the etag; `source_uri` is what
+            `read_bytes` takes.
+        problems: `PROBLEMS_SCHEMA`, sorted by path: what could not be listed. Reasons:
+            unreadable_folder, unreadable_file, unreadable_name, broken_link, not_a_file.
+    """
+
+    images: pa.Table
+    problems: pa.Table
+
+
+def list_images(source: str, config: IngestConfig) -> SourceListing:
+    """List a folder or bucket to any depth.
+
+    Names that begin with '.' are left out, files and folders alike. Links to folders are followed
+    and each folder is visited once: loops end, and a folder that links lead to is listed under its
+    own place if that is below the source, else under the first link in the order of the paths.
+
+    Args:
+        source: a folder, `file://...`, or another URL.
+        config: suffixes and globs. A glob with a '/' is compared with the relative path, one
+            without with the file's name; `*` ends at a '/', `**/` is any number of folders.
+
+    Raises:
+        FileNotFoundError: there is no such folder or bucket.
+        NotADirectoryError: the source is a file.
+    """
+    accepts = _path_filter(config)
+    folder = _local_path(source)
+    rows = _list_local(folder, accepts) if folder is not None else _list_url(source, accepts)
+    images: list[_ImageRow] = []
+    problems: list[_ProblemRow] = []
+    for row in rows:
+        if len(row) == 4:
+            images.append(row)
+        else:
+            problems.append(row)
+    return SourceListing(_table(images, IMAGES_SCHEMA), _table(problems, PROBLEMS_SCHEMA))
+
+
+def read_bytes(source_uri: str) -> bytes:
+    """A whole file.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    local = _local_path(source_uri)
+    if local is not None:
+        return Path(local).read_bytes()
+    files, path = _open_url(source_uri)
+    return bytes(files.cat_file(path))
+
+
+def read_head(source_uri: str, num_bytes: int) -> bytes:
+    """The first bytes of a file, fewer if it is shorter.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    local = _local_path(source_uri)
+    if local is not None:
+        with Path(local).open("rb") as file:
+            return file.read(num_bytes)
+    files, path = _open_url(source_uri)
+    return bytes(files.cat_file(path, start=0, end=num_bytes))
+
+
+def collection_name(source: str) -> str:
+    """A slug of the last part of a folder or URL: letters, digits, '.', '_' and '-'."""
+    local = _local_path(source)
+    url = urlsplit(source)
+    path = os.path.normpath(local) if local is not None else url.path
+    parts = [part for part in path.split("/") if part] or [url.netloc]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]).lstrip("-._") or "images"
+
+
+def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema).sort_by("path")
+
+
+# --- Which paths ----------------------------------------------------------------------------------
+
+
+def _path_filter(config: IngestConfig) -> _Accepts:
+    suffixes = tuple(suffix.lower() for suffix in config.suffixes)
+    include = [_compile_glob(glob) for glob in config.include]
+    exclude = [_compile_glob(glob) for glob in config.exclude]
+
+    def accepts(path: str) -> bool:
+        return (
+            path.lower().endswith(suffixes)
+            and (not include or any(glob.fullmatch(path) for glob in include))
+            and not any(glob.fullmatch(path) for glob in exclude)
+        )
+
+    return accepts
+
+
+def _compile_glob(glob: str) -> re.Pattern[str]:
+    """A regular expression for a whole relative path."""
+    if "/" not in glob:
+        glob = "**/" + glob
+    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pattern = ""
+    for token in re.findall(r"\*\*/|\*\*|\[!?\]?[^\]]*\]|.", glob.removeprefix("/"), re.DOTALL):
+        if len(token) > 2 and token[0] == "[":
+            negated = token[1] == "!"
+            pattern += f"[{'^' if negated else ''}{re.escape(token[2 if negated else 1 : -1])}]"
+            pattern = pattern.replace(r"\-", "-")
+        else:
+            pattern += tokens.get(token, re.escape(token))
+    return re.compile(pattern, re.DOTALL)
+
+
+# --- Local folders --------------------------------------------------------------------------------
+
+
+def _local_path(source: str) -> str | None:
+    """The absolute path of a local source; None for another URL."""
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        return str(Path(source).expanduser().absolute())
+    return unquote(rest) if scheme == "file" else None
+
+
+def _list_local(root: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRow]:
+    if not Path(root).exists():
+        raise FileNotFoundError(
+            f"no folder {root!r}; name one that exists, or a URL such as s3://bucket/folder"
+        )
+    if not Path(root).is_dir():
+        raise NotADirectoryError(f"expected a folder of images, got the file {root!r}")
+    root = root.rstrip("/") + "/"
+    visited: set[tuple[int, int]] = set()
+    folders, links = [""], list[str]()  # each "" or "a/b/"
+    while folders or links:
+        if folders:
+            folder = folders.pop()
+        else:  # after all real folders, which thereby keep their own paths
+            links.sort(reverse=True)
+            folder = links.pop()
+        try:
+            status = Path(root + folder).stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(root + folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    path = folder + entry.name
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(path + "/")
+                    else:
+                        row = _file_row(entry, root, path, accepts)
+                        if row:
+                            yield row
+        except OSError as err:
+            yield _printable(folder) or ".", "unreadable_folder", _printable(str(err))
+
+
+def _file_row(
+    entry: os.DirEntry[str], root: str, path: str, accepts: _Accepts
+) -> _ImageRow | _ProblemRow | None:
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        # A link to nothing may have been one to a folder of images, so its name does not excuse it
+        if entry.is_symlink():
+            return _printable(path), "broken_link", _printable(f"-> {Path(root + path).readlink()}")
+        return None  # deleted since
+    except OSError as err:  # a link to itself, or behind a folder without permission
+        return _printable(path), "unreadable_file", _printable(str(err))
+    if not accepts(path):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return _printable(path), "not_a_file", "a pipe, socket or device: reading could block"
+    if _printable(path) != path:
+        return _printable(path), "unreadable_name", "the name is not UTF-8; rename the file"
+    return path, root + path, status.st_size, str(status.st_mtime_ns)
+
+
+def _printable(name: str) -> str:
+    """A file name with its undecodable bytes (lone surrogates in Python) spelt out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# --- URLs -----------------------------------------------------------------------------------------
+
+
+def _list_url(source: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRow]:
+    files, root = _open_url(source.rstrip("/"))
+    prefix = root.rstrip("/") + "/"
+    scheme = source.partition("://")[0]
+    found = files.find(root, detail=True)
+    if not found and not files.exists(root):
+        raise FileNotFoundError(
+            f"nothing at {source!r}; check the bucket, the path and the credentials in the "
+            "environment"
+        )
+    for name, info in found.items():
+        if name == root:
+            raise NotADirectoryError(f"expected a folder of images, got the file {source!r}")
+        path = name.removeprefix(prefix)
+        if info["type"] != "file" or any(part.startswith(".") for part in path.split("/")):
+            continue
+        if accepts(path):
+            yield path, f"{scheme}://{name}", int(info["size"]), _version(info)
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Something that changes when the object does; empty if its store tells nothing."""
+    value = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _open_url(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    scheme, _, path = url.partition("://")
+    files = _file_system(scheme, os.getpid())
+    return files, path if scheme in _OBJECT_SCHEMES else files._strip_protocol(url)
+
+
+@functools.cache
+def _file_system(scheme: str, pid: int) -> Any:
+    """One client per scheme and process: connections are kept, and not shared by a fork."""
+    if scheme not in _OBJECT_SCHEMES:
+        return fsspec.filesystem(scheme)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if scheme != "s3" or not endpoint:
+        return FsspecStore(scheme)
+    return FsspecStore(
+        scheme,
+        config={"endpoint": endpoint},
+        client_options={"allow_http": endpoint.startswith("http://")},
+    )
