@@ -345,3 +345,20 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(default=1e-4, ge=0)
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast if bf16")
     seed: int = Field(default=0, ge=0)
+    init: str | None = Field(
+        default=None,
+        description="checkpoint whose tensors of the same name and shape are started from; a "
+        "file, or `embedded:<name>` for ours",
+    )
+    horizontal_flip: bool = Field(
+        default=True, description="mirror every other image; not for sentences that say left"
+    )
+    scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        default=(0.8, 1.25), description="random magnification, about a random place"
+    )
+    color_jitter: float = Field(
+        default=0.2, ge=0, lt=1, description="random change of brightness, contrast, saturation"
+    )
+    loss_weights: dict[str, float] = Field(
+        default_factory=dict, description="factor on a term of the loss, by its name; else 1"
+    )

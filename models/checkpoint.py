@@ -48,6 +48,8 @@ def save_checkpoint(
 
     Args:
         path: ends in .safetensors; an existing file is replaced.
+        module: what is saved.
+        metadata: goes into the header.
         half: store matrices and kernels as float16, which halves the file; vectors (biases,
             normalisation statistics, whose range is wide) stay float32.
     """

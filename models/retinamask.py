@@ -30,6 +30,7 @@ from pixelmill.models.losses import giou_loss, sigmoid_focal_loss
 from pixelmill.models.ops.anchors import make_anchors
 from pixelmill.models.ops.boxes import box_iou, clip_boxes, decode_boxes
 from pixelmill.models.ops.matching import BACKGROUND, IGNORED, match_anchors
+from pixelmill.models.ops.suppression import class_thresholds, hard_nms, rank
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
@@ -119,7 +120,7 @@ class MaskHead(nn.Module):
         """(N, C, 14, 14) -> (N, K, 28, 28) logits."""
         for conv in self.convs:
             regions = F.relu(conv(regions))
-        return cast(Tensor, self.predictor(F.relu(self.upsampler(regions))))
+        return cast("Tensor", self.predictor(F.relu(self.upsampler(regions))))
 
 
 class RetinaMask(nn.Module):
@@ -170,10 +171,10 @@ class RetinaMask(nn.Module):
             for layer in head.modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                    nn.init.zeros_(cast(Tensor, layer.bias))
+                    nn.init.zeros_(cast("Tensor", layer.bias))
             nn.init.normal_(head.predictor.weight, std=0.01)
         nn.init.constant_(
-            cast(Tensor, self.class_head.predictor.bias), float(torch.logit(torch.tensor(PRIOR)))
+            cast("Tensor", self.class_head.predictor.bias), float(torch.logit(torch.tensor(PRIOR)))
         )
 
     def forward(self, images: Tensor) -> RetinaOutput:
@@ -203,7 +204,7 @@ class RetinaMask(nn.Module):
         if self.mask_head is None:
             raise ValueError("this RetinaMask has no masks; build it with mask_head=True")
         regions = _pool_regions(features, self.strides, boxes_xyxy)
-        return cast(Tensor, self.mask_head(regions.to(features[0].dtype)))
+        return cast("Tensor", self.mask_head(regions.to(features[0].dtype)))
 
 
 def _pool_regions(
@@ -241,10 +242,10 @@ def detection_outputs(
     then finds nothing to suppress); where the spec asks for another kind of suppression, or to
     keep the candidates, for all.
     """
-    model = cast(RetinaMask, module)
-    postprocess = cast(BoxPostprocess, spec.postprocess)
+    model = cast("RetinaMask", module)
+    postprocess = cast("BoxPostprocess", spec.postprocess)
     anchors = model.anchors(canvas).to(outputs.box_deltas.device)
-    threshold_logits = _threshold_logits(spec.classes, postprocess).to(anchors.device)
+    threshold_logits = torch.logit(class_thresholds(postprocess, spec.classes)).to(anchors.device)
     results = []
     for index, (logits, deltas) in enumerate(
         zip(outputs.class_logits.float(), outputs.box_deltas.float(), strict=True)
@@ -257,14 +258,6 @@ def detection_outputs(
     return results
 
 
-def _threshold_logits(classes: Sequence[str], postprocess: BoxPostprocess) -> Tensor:
-    """(K,) least logit by class."""
-    thresholds = [
-        postprocess.class_thresholds.get(name, postprocess.score_threshold) for name in classes
-    ]
-    return torch.logit(torch.tensor(thresholds))
-
-
 def _candidates(
     logits: Tensor,
     deltas: Tensor,
@@ -275,8 +268,7 @@ def _candidates(
 ) -> BoxOutput:
     anchor_index, labels = torch.nonzero(logits >= threshold_logits, as_tuple=True)
     scores = logits[anchor_index, labels].sigmoid()
-    # stable: candidates of one score stay in the order of their anchors
-    order = torch.argsort(scores, descending=True, stable=True)[: postprocess.pre_nms_top_k]
+    order = rank(scores)[: postprocess.pre_nms_top_k]
     kept = anchor_index[order]
     boxes_xyxy = clip_boxes(decode_boxes(deltas[kept], anchors[kept]), canvas)
     return BoxOutput(boxes_xyxy.cpu(), scores[order].cpu(), labels[order].cpu())
@@ -295,8 +287,8 @@ def detection_loss(
     Returns:
         Scalars "class", "box" and, with a mask head, "mask".
     """
-    model = cast(RetinaMask, module)
-    boxes = [cast(BoxTarget, target) for target in targets]
+    model = cast("RetinaMask", module)
+    boxes = [cast("BoxTarget", target) for target in targets]
     height, width = (side * model.strides[0] for side in outputs.features[0].shape[-2:])
     anchors = model.anchors((height, width)).to(outputs.box_deltas.device)
     matches = torch.stack([match_anchors(box_iou(target.boxes_xyxy, anchors)) for target in boxes])
@@ -324,7 +316,10 @@ def _box_loss(
     image_index, anchor_index = torch.nonzero(matches > BACKGROUND, as_tuple=True)
     predicted = decode_boxes(deltas[image_index, anchor_index], anchors[anchor_index])
     truth = torch.cat(
-        [target.boxes_xyxy[match[match > BACKGROUND]] for target, match in zip(targets, matches)]
+        [
+            target.boxes_xyxy[match[match > BACKGROUND]]
+            for target, match in zip(targets, matches, strict=True)
+        ]
     )
     return giou_loss(predicted, truth).sum()
 
@@ -335,14 +330,16 @@ def _mask_loss(
     """Mean binary cross-entropy over truth boxes whose corners are moved by up to a tenth."""
     regions = [_jitter(target.boxes_xyxy) for target in targets]
     labels = torch.cat([target.labels for target in targets])
-    if len(labels) == 0:
-        # keeps the mask head in the graph of a batch without objects
-        return sum(parameter.sum() for parameter in model.mask_head.parameters()) * 0.0
     logits = model.mask_logits(features, regions)[torch.arange(len(labels)), labels].float()
     truth = torch.cat(
-        [_crop_masks(target, region, logits.shape[-1]) for target, region in zip(targets, regions)]
+        [
+            _crop_masks(target, region, logits.shape[-1])
+            for target, region in zip(targets, regions, strict=True)
+        ]
     )
-    return F.binary_cross_entropy_with_logits(logits, truth)
+    # a sum, since the mean over no objects is no number
+    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+    return loss / max(logits.numel(), 1)
 
 
 def _jitter(boxes_xyxy: Tensor) -> Tensor:
@@ -365,4 +362,14 @@ def _with_masks(
     candidates: BoxOutput,
     postprocess: BoxPostprocess,
 ) -> BoxOutput:
-    raise NotImplementedError
+    """Add the masks; drop what the engine's suppression would drop with its mask."""
+    boxes_xyxy, scores, labels = candidates.boxes_xyxy, candidates.scores, candidates.labels
+    if postprocess.nms == "hard" and not postprocess.keep_candidates:
+        groups = torch.zeros_like(labels) if postprocess.class_agnostic else labels
+        kept = hard_nms(
+            boxes_xyxy, scores, groups, postprocess.iou_threshold, overlap=postprocess.overlap
+        )[: postprocess.max_detections]
+        boxes_xyxy, scores, labels = boxes_xyxy[kept], scores[kept], labels[kept]
+    logits = model.mask_logits(features, [boxes_xyxy.to(features[0].device)]).float().cpu()
+    mask_probs = logits[torch.arange(len(labels)), labels].sigmoid()
+    return BoxOutput(boxes_xyxy, scores, labels, mask_probs)

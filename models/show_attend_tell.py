@@ -11,7 +11,9 @@ linear map each as in equation 7, without the inner embedding of their sum; beam
 log probability by the length to a power (Wu et al., 2016, without the coverage term).
 """
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -33,15 +35,48 @@ __all__ = [
     "Hypothesis",
     "ShowAttendTell",
     "beam_search",
+    "build_vocabulary",
     "caption_loss",
     "caption_outputs",
+    "encode_caption",
 ]
 
 # The first tokens of every vocabulary.
 PAD, START, END, UNKNOWN = range(4)
+_SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
 
 # Weight of the penalty on places that the sentence never looked at; lambda of equation 14.
 _ATTENTION_WEIGHT = 1.0
+
+
+def build_vocabulary(captions: Iterable[str], *, min_count: int = 2) -> tuple[str, ...]:
+    """Tokens by index: the special ones, then words by how often they occur.
+
+    Args:
+        captions: sentences of the training images.
+        min_count: rarer words are unknown.
+    """
+    counts = Counter(word for caption in captions for word in _split(caption))
+    words = sorted(
+        (word for word in counts if counts[word] >= min_count), key=lambda w: (-counts[w], w)
+    )
+    return *_SPECIAL, *words
+
+
+def encode_caption(caption: str, vocabulary: Sequence[str]) -> Tensor:
+    """(T,) int64: start, a token per word or comma, end."""
+    index = {word: position for position, word in enumerate(vocabulary)}
+    words = [index.get(word, UNKNOWN) for word in _split(caption)]
+    return torch.tensor([START, *words, END])
+
+
+def _split(caption: str) -> list[str]:
+    """Lower-case words and commas; other punctuation is left out."""
+    return re.findall(r"[\w'-]+|,", caption.lower())
+
+
+def _join(tokens: Iterable[int], vocabulary: Sequence[str]) -> str:
+    return " ".join(vocabulary[token] for token in tokens if token != END).replace(" ,", ",")
 
 
 class _State(NamedTuple):
@@ -159,9 +194,9 @@ def caption_loss(
     Returns:
         Scalars "cross_entropy", per word, and "attention", the penalty of equation 14.
     """
-    model = cast(ShowAttendTell, module)
+    model = cast("ShowAttendTell", module)
     sentences = nn.utils.rnn.pad_sequence(
-        [cast(CaptionTarget, target).tokens for target in targets],
+        [cast("CaptionTarget", target).tokens for target in targets],
         batch_first=True,
         padding_value=PAD,
     )
@@ -220,7 +255,11 @@ def beam_search(
                 (*alive[row].tokens, word), logprob, torch.cat((alive[row].attention, weights))
             )
             for row, word, logprob, weights in zip(
-                rows.tolist(), words.tolist(), best[:beam].tolist(), attention[rows, None].cpu()
+                rows.tolist(),
+                words.tolist(),
+                best[: len(rows)].tolist(),
+                attention[rows, None].cpu(),
+                strict=True,
             )
         ]
         finished += [each for each in grown if each.tokens[-1] == END]
@@ -243,15 +282,17 @@ def caption_outputs(
     """Describe the images one by one, so that no image's sentence depends on another's.
 
     Args:
+        module: the `ShowAttendTell` that gave the outputs.
         outputs: (B, L, C) annotation vectors.
         spec: with the vocabulary and a `CaptionPostprocess`.
+        canvas: not used.
     """
-    model = cast(ShowAttendTell, module)
-    postprocess = cast(CaptionPostprocess, spec.postprocess)
+    model = cast("ShowAttendTell", module)
+    postprocess = cast("CaptionPostprocess", spec.postprocess)
     found = [beam_search(model, features, postprocess) for features in outputs]
     return [
         CaptionOutput(
-            text=" ".join(spec.vocabulary[token] for token in each.tokens if token != END),
+            text=_join(each.tokens, spec.vocabulary),
             logprob=each.logprob,
             num_tokens=len(each.tokens),
         )

@@ -27,7 +27,7 @@ class SemanticTarget:
     """Class of every pixel of one view.
 
     Attributes:
-        labels: (H, W) int64, the canvas' size; 255 is not learnt from.
+        labels: (H, W) integer, the canvas' size; 255 is not learnt from.
     """
 
     labels: Tensor

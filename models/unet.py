@@ -75,7 +75,7 @@ class UNet(nn.Module):
             x = encoder(x)
         for upsampler, decoder in zip(self.upsamplers, self.decoders, strict=True):
             x = decoder(torch.cat((copies.pop(), upsampler(x)), dim=1))
-        return cast(Tensor, self.classifier(x)[..., :height, :width])
+        return cast("Tensor", self.classifier(x)[..., :height, :width])
 
 
 def semantic_outputs(
@@ -91,6 +91,7 @@ def semantic_loss(
     """Cross-entropy and Dice over the pixels that are not void.
 
     Args:
+        module: not used.
         outputs: (B, K, H, W) logits.
         targets: `SemanticTarget` per image.
 
@@ -98,7 +99,7 @@ def semantic_loss(
         Scalars "cross_entropy" and "dice".
     """
     logits = outputs.float()
-    labels = torch.stack([cast(SemanticTarget, target).labels for target in targets])
+    labels = torch.stack([cast("SemanticTarget", target).labels for target in targets]).long()
     valid = (labels != VOID)[:, None]
     one_hot = F.one_hot(labels.masked_fill(labels == VOID, 0), logits.shape[1]).permute(0, 3, 1, 2)
     return {

@@ -25,7 +25,7 @@ def match_anchors(
     Returns:
         (A,) int64: index of the object, or BACKGROUND, or IGNORED.
 
-    Source: Ren et al., Faster R-CNN, 2015, section 3.1.2; thresholds of Lin et al., RetinaNet, 2017.
+    Source: Ren et al., Faster R-CNN, 2015, section 3.1.2; thresholds of RetinaNet, 2017.
     """
     if iou.shape[0] == 0:
         return torch.full((iou.shape[1],), BACKGROUND, dtype=torch.int64, device=iou.device)
