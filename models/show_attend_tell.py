@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pixelmill.configs.schema import CaptionPostprocess
 from pixelmill.models.backbone import ResidualBackbone
-from pixelmill.models.interface import CaptionOutput
+from pixelmill.models.interface import CaptionOutput, ViewOutput
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import CaptionTarget, Target
 
@@ -278,7 +278,7 @@ def beam_search(
 
 def caption_outputs(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
-) -> list[CaptionOutput]:
+) -> list[ViewOutput]:
     """Describe the images one by one, so that no image's sentence depends on another's.
 
     Args:
