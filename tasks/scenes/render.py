@@ -242,13 +242,16 @@ def _cast_shadow(rgb: FloatArray, item: _Placed, setting: Setting, backdrop: Bac
     # towards the camera, as long as the source is low; water mirrors straight down
     length = 0.55 if in_water else float(np.clip(0.22 / up, 0.15, 0.6))
     shear = 0.0 if in_water else float(np.clip(-across / up, -1.6, 1.6))
+    # a thing meets the ground behind its lowest visible point
+    footprint = KINDS[CLASSES[item.thing.label]].footprint
+    foot_y -= 0.0 if in_water else footprint * item.thing.height
     reach = item.thing.height * 1.1 * length
-    rows = np.arange(max(int(foot_y) - 1, setting.horizon), min(int(foot_y + reach) + 2, height))
+    rows = np.arange(max(int(foot_y), setting.horizon), min(int(foot_y + reach) + 2, height))
     if not len(rows):
         return
     above = (rows + 0.5 - foot_y)[:, None] / length
     columns = np.arange(width)[None, :] + 0.5 - shear * above
-    source_row = np.floor(foot_y - above).astype(np.int64) - item.sprite.top
+    source_row = np.floor(item.thing.foot[1] - above).astype(np.int64) - item.sprite.top
     source_column = np.floor(columns).astype(np.int64) - item.sprite.left
     source_row, source_column = np.broadcast_arrays(source_row, source_column)
     sprite_height, sprite_width = item.sprite.alpha.shape

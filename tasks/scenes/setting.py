@@ -230,8 +230,9 @@ def _ground(setting: Setting, rng: np.random.Generator) -> tuple[FloatArray, NDA
     shore = (
         rng.uniform(0.35, 0.72) + 0.035 * line + rng.uniform(-0.12, 0.12) * (columns / width - 0.5)
     )
-    bank = rng.uniform(0.03, 0.08) if setting.place == "lake" else 0.0
-    water = (below < shore) & (below >= bank + 0.01 * line)
+    water = np.broadcast_to(below < shore, kind.shape).copy()
+    if setting.place == "lake":
+        water &= below >= rng.uniform(0.03, 0.08) + 0.01 * line
     kind[:] = land_kind
     kind[water] = _WATER
     wet = np.exp(-np.abs(below - shore) * 30)[..., None]

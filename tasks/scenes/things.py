@@ -57,7 +57,9 @@ class Kind:
     Attributes:
         draw: paints one, in the order painter, colour, light, random numbers, night.
         extent: left, right, bottom, top of what it paints, units of its height.
-        height: height relative to the camera's, which sets its size at a depth.
+        height: height relative to the camera's, which sets its size at a depth;
+            0 where the size does not depend on the ground.
+        footprint: depth of what it covers of the ground, as seen, relative to its own height.
         tilt: largest rotation either way, radians.
         stands_on: semantic classes of the ground beneath it.
         colours: words that it comes in.
@@ -66,6 +68,7 @@ class Kind:
     draw: Callable[[Painter, FloatArray, Light, np.random.Generator, bool], None]
     extent: tuple[float, float, float, float]
     height: float
+    footprint: float
     tilt: float
     stands_on: tuple[str, ...]
     colours: tuple[str, ...]
@@ -216,7 +219,7 @@ def _tree(
     for cx, cy, radius in puffs:
         shade = light.on(sphere_normals((x - cx) / radius, (y - cy) / radius))
         whole = light.on(sphere_normals(x / 0.4, (y - 0.62) / 0.4))
-        p.paint(disk(x, y, (cx, cy), radius) + 1.4 * rough, mottled * (0.5 * shade + 0.5 * whole))
+        p.paint(disk(x, y, (cx, cy), radius) + 1.1 * rough, mottled * (0.5 * shade + 0.5 * whole))
 
 
 def _boat(
@@ -316,19 +319,40 @@ def _balloon(
 _PAINT = ("red", "blue", "yellow", "green", "orange", "white")
 
 KINDS: dict[str, Kind] = {
-    "car": Kind(_car, (-1.15, 1.15, -0.05, 1.02), 0.5, 0.05, ("road", "sand", "grass"),
-                ("red", "blue", "yellow", "white", "black", "orange")),
-    "house": Kind(_house, (-0.85, 0.92, 0.0, 1.12), 1.1, 0.02, ("grass", "sand"),
-                  ("white", "yellow", "blue", "red")),
-    "tree": Kind(_tree, (-0.46, 0.46, 0.0, 1.08), 1.3, 0.09, ("grass", "sand"),
-                 ("green", "green", "green", "orange")),
-    "boat": Kind(_boat, (-0.72, 0.62, -0.03, 1.02), 1.0, 0.1, ("water",),
-                 ("red", "blue", "green", "black", "orange")),
-    "ball": Kind(_ball, (-0.52, 0.52, -0.02, 1.02), 0.42, 0.0, ("grass", "sand", "road", "water"),
-                 ("red", "blue", "yellow", "green", "orange", "purple")),
-    "ring": Kind(_ring, (-0.51, 0.51, -0.02, 1.02), 0.46, 0.25, ("water", "sand"),
-                 ("red", "blue", "yellow", "orange")),
-    "balloon": Kind(_balloon, (-0.4, 0.4, -0.02, 1.02), 0.0, 0.12, ("sky",),
-                    ("red", "blue", "yellow", "green", "purple")),
+    "car": Kind(
+        draw=_car, extent=(-1.15, 1.15, -0.05, 1.02), height=0.5, footprint=0.06, tilt=0.05,
+        stands_on=("road", "sand", "grass"),
+        colours=("red", "blue", "yellow", "white", "black", "orange"),
+    ),
+    "house": Kind(
+        draw=_house, extent=(-0.85, 0.92, 0.0, 1.12), height=1.1, footprint=0.06, tilt=0.02,
+        stands_on=("grass", "sand"),
+        colours=("white", "yellow", "blue", "red"),
+    ),
+    "tree": Kind(
+        draw=_tree, extent=(-0.46, 0.46, 0.0, 1.08), height=1.3, footprint=0.02, tilt=0.09,
+        stands_on=("grass", "sand"),
+        colours=("green", "green", "green", "orange"),
+    ),
+    "boat": Kind(
+        draw=_boat, extent=(-0.72, 0.62, -0.03, 1.02), height=1.0, footprint=0.05, tilt=0.1,
+        stands_on=("water",),
+        colours=("red", "blue", "green", "black", "orange"),
+    ),
+    "ball": Kind(
+        draw=_ball, extent=(-0.52, 0.52, -0.02, 1.02), height=0.42, footprint=0.12, tilt=0.0,
+        stands_on=("grass", "sand", "road", "water"),
+        colours=("red", "blue", "yellow", "green", "orange", "purple"),
+    ),
+    "ring": Kind(
+        draw=_ring, extent=(-0.51, 0.51, -0.02, 1.02), height=0.46, footprint=0.12, tilt=0.25,
+        stands_on=("water", "sand"),
+        colours=("red", "blue", "yellow", "orange"),
+    ),
+    "balloon": Kind(
+        draw=_balloon, extent=(-0.4, 0.4, -0.02, 1.02), height=0.0, footprint=0.0, tilt=0.12,
+        stands_on=("sky",),
+        colours=("red", "blue", "yellow", "green", "purple"),
+    ),
 }  # fmt: skip
 """Every class; the order of the keys is that of CLASSES."""

@@ -33,6 +33,11 @@ def test_ground_is_made_of_what_the_place_has(place):
         assert above == ({"sky", "mountain"} if setting.mountains else {"sky"})
 
 
+def test_the_sea_reaches_the_horizon():
+    for setting, backdrop in _settings("beach"):
+        assert np.all(backdrop.semantic[setting.horizon] == SEMANTIC_CLASSES.index("water"))
+
+
 def test_light_is_a_unit_vector_from_above():
     for seed in range(50):
         setting = sample_setting(np.random.Generator(np.random.PCG64(seed)))
