@@ -1,0 +1,341 @@
+"""What is missing, cut into shards: the one operation behind a run, a retry and a backfill."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pixelmill.configs.schema import PreprocessConfig, RunConfig, ShardConfig
+from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.ingest import Listing, input_keys
+from pixelmill.tasks.store import PLAN, RunRecord, Store, new_run_id, publish
+
+__all__ = ["Plan", "Reprocess", "cut_shards", "plan_run", "save_plan"]
+
+Reprocess = Literal["missing", "failed", "all"]
+
+_MAX_MODELS = 63  # bits of an int64 model mask that keep it positive
+# Where there are several workers, small runs are cut finer than max_images, so that all of them
+# get some; below this many images a shard's own costs (a receipt, a few files) begin to show.
+_MIN_SHARD_IMAGES = 16
+_SHARDS_PER_WORKER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that is not stored yet, and why it is as it is. Counts are inputs of the listing.
+
+    Attributes:
+        record: None if nothing is missing: then no run is created.
+        rows: schema PLAN, sorted by shard.
+        num_listed: files found.
+        num_problems: entries that could not be listed.
+        num_new: not in the catalog with this size and modification: will be read, and may prove
+            to be images that are known under another path.
+        num_duplicates: known copies of an image that another row of the plan has.
+        num_quarantined: skipped for at least one model, because they failed for good and have not
+            changed since.
+        num_retried: planned for at least one model whose newest try failed.
+        num_missing: by model key: inputs to score.
+        num_reused: by model key: inputs whose predictions are published.
+        num_bytes: of the files to read.
+        seconds_estimated: from the throughput of earlier runs; None if a model has none yet.
+    """
+
+    record: RunRecord | None
+    rows: pa.Table
+    num_listed: int
+    num_problems: int
+    num_new: int
+    num_duplicates: int
+    num_quarantined: int
+    num_retried: int
+    num_missing: dict[str, int]
+    num_reused: dict[str, int]
+    num_bytes: int
+    num_shards: int
+    seconds_estimated: float | None
+
+    @property
+    def num_unchanged(self) -> int:
+        """Inputs that the catalog knows: they are not hashed again."""
+        return self.num_listed - self.num_new
+
+    @property
+    def num_planned(self) -> int:
+        """Inputs to read and score by one model at least."""
+        return self.rows.num_rows
+
+
+def plan_run(
+    store: Store,
+    listing: Listing,
+    specs: Sequence[ModelSpec],
+    config: RunConfig,
+    *,
+    collection: str,
+    source: str,
+    date: str,
+    reprocess: Reprocess = "missing",
+    num_workers: int = 1,
+) -> Plan:
+    """Find what the models have not scored, and cut it into shards.
+
+    Committed shards of interrupted runs are published first, so an interrupted run needs no
+    resuming: what it committed is there, the rest is missing again. Nothing else is written. The
+    same store, listing and arguments give the same rows.
+
+    Args:
+        store: whose published predictions count.
+        listing: of the source, joined to the store's catalog of the collection.
+        specs: models; the first one's canvases decide which images share a shard.
+        config: its `shard` limits hold; the whole is kept in the record.
+        collection: slug under which the catalog knows the source.
+        source: kept in the record.
+        date: logical date of the batch, YYYY-MM-DD.
+        reprocess: `missing`: what has no published prediction and did not fail for good; `failed`:
+            that, and what failed for good; `all`: every input, of which the store then drops what
+            was published before.
+        num_workers: for the estimate, and to give all workers a shard of a small run.
+
+    Raises:
+        ValueError: no model, more than 63, or two with the same key.
+    """
+    keys = [spec.key for spec in specs]
+    if not 1 <= len(keys) <= _MAX_MODELS or len(set(keys)) < len(keys):
+        raise ValueError(
+            f"expected 1 to {_MAX_MODELS} models with different keys, got {len(keys)}: "
+            f"{', '.join(keys)}"
+        )
+    publish(store)
+    images = listing.images
+    is_known, digests = _digests(images["image_id"])
+    failures = _Failures(store, collection, images)
+    model_mask = np.zeros(images.num_rows, np.int64)
+    quarantined = np.zeros(images.num_rows, np.bool_)
+    retried = np.zeros(images.num_rows, np.bool_)
+    num_reused: dict[str, int] = {}
+    for bit, key in enumerate(keys):
+        is_published = np.zeros(images.num_rows, np.bool_)
+        is_published[is_known] = _is_in(digests, store.published_ids(key))
+        num_reused[key] = int(is_published.sum())
+        missing = np.ones_like(is_published) if reprocess == "all" else ~is_published
+        has_failed, for_good = failures.newest(key)
+        if reprocess == "missing":
+            quarantined |= missing & for_good
+            missing &= ~for_good
+        retried |= missing & has_failed & ~is_published
+        model_mask[missing] |= 1 << bit
+    is_copy = _repeats(is_known, digests, model_mask)
+    model_mask[is_copy] = 0
+    planned = model_mask != 0
+    rows = _plan_rows(
+        images.filter(pa.array(planned)),
+        model_mask[planned],
+        specs[0].preprocess,
+        config.shard,
+        num_workers,
+    )
+    num_missing = {key: int((model_mask >> bit & 1).sum()) for bit, key in enumerate(keys)}
+    plan = Plan(
+        record=None,
+        rows=rows,
+        num_listed=images.num_rows,
+        num_problems=listing.problems.num_rows,
+        num_new=images.num_rows - int(is_known.sum()),
+        num_duplicates=int(is_copy.sum()),
+        num_quarantined=int(quarantined.sum()),
+        num_retried=int((retried & planned).sum()),
+        num_missing=num_missing,
+        num_reused=num_reused,
+        num_bytes=pc.sum(rows["size_bytes"]).as_py() or 0,
+        num_shards=rows["shard"][-1].as_py() + 1 if rows.num_rows else 0,
+        seconds_estimated=_estimate(num_missing, store.throughput(), num_workers),
+    )
+    if not rows.num_rows:
+        return plan
+    return replace(plan, record=_record(plan, specs, config, collection, source, date))
+
+
+def save_plan(store: Store, plan: Plan) -> RunRecord:
+    """Write a plan to the store: from then on its run exists.
+
+    Raises:
+        ValueError: nothing is missing, so there is no run.
+    """
+    if plan.record is None:
+        raise ValueError("nothing is missing, so there is no run to create; look at plan.record")
+    store.create_run(plan.record, plan.rows)
+    return plan.record
+
+
+def _record(
+    plan: Plan,
+    specs: Sequence[ModelSpec],
+    config: RunConfig,
+    collection: str,
+    source: str,
+    date: str,
+) -> RunRecord:
+    now = datetime.now(UTC)
+    return RunRecord(
+        run_id=new_run_id(now),
+        date=date,
+        collection=collection,
+        source=source,
+        created_at=now.isoformat(timespec="seconds"),
+        config=config.model_dump(mode="json"),
+        models=tuple(specs),
+        num_images=plan.num_planned,
+        num_shards=plan.num_shards,
+        listing={
+            "listed": plan.num_listed,
+            "problems": plan.num_problems,
+            "new": plan.num_new,
+            "unchanged": plan.num_unchanged,
+            "duplicates": plan.num_duplicates,
+            "quarantined": plan.num_quarantined,
+            "retried": plan.num_retried,
+            "bytes": plan.num_bytes,
+        }
+        | {f"missing/{key}": number for key, number in plan.num_missing.items()}
+        | {f"reused/{key}": number for key, number in plan.num_reused.items()},
+    )
+
+
+def _estimate(
+    num_missing: dict[str, int], images_per_second: dict[str, float], num_workers: int
+) -> float | None:
+    seconds = 0.0
+    for key, number in num_missing.items():
+        if number and key not in images_per_second:
+            return None
+        if number:
+            seconds += number / images_per_second[key]
+    return seconds / num_workers
+
+
+# --- What is missing ------------------------------------------------------------------------------
+
+
+def _digests(image_id: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.bytes_]]:
+    """Which rows have an id, and those ids as 16 raw bytes each (dtype S16)."""
+    is_known = image_id.is_valid().to_numpy()
+    raw = bytes.fromhex("".join(image_id.drop_null().to_pylist()))
+    return is_known, np.frombuffer(raw, "S16")
+
+
+def _is_in(digests: NDArray[np.bytes_], published: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Which digests are among `published`, which is sorted."""
+    if not len(published):
+        return np.zeros(len(digests), np.bool_)
+    place = np.searchsorted(published, digests)
+    return published[np.minimum(place, len(published) - 1)] == digests
+
+
+def _repeats(
+    is_known: NDArray[np.bool_], digests: NDArray[np.bytes_], model_mask: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Planned rows whose image an earlier row has, for the same models."""
+    repeats = np.zeros(len(is_known), np.bool_)
+    rows = np.flatnonzero(is_known)
+    is_planned = model_mask[rows] != 0
+    rows, halves = rows[is_planned], digests[is_planned].view(">u8").reshape(-1, 2)
+    masks = model_mask[rows]
+    order = np.lexsort((masks, halves[:, 1], halves[:, 0]))  # stable: the first path stays first
+    same = masks[order[1:]] == masks[order[:-1]]
+    same &= (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+    repeats[rows[order[1:][same]]] = True
+    return repeats
+
+
+class _Failures:
+    """The newest failure of each input in its present state."""
+
+    def __init__(self, store: Store, collection: str, images: pa.Table) -> None:
+        table = store.table(
+            "failures",
+            columns=["path", "size_bytes", "modified", "model_key", "retryable", "failed_at"],
+            filters=[("collection", "=", collection)],
+        )
+        newest_first = np.argsort(table["failed_at"].cast(pa.int64()).to_numpy(), kind="stable")
+        self._table = table.take(pa.array(newest_first[::-1]))
+        self._inputs = input_keys(images) if table.num_rows else None
+        self._num_images = images.num_rows
+
+    def newest(self, model_key: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which inputs failed, and which of them for good, before or in this model."""
+        if self._inputs is None:
+            nothing = np.zeros(self._num_images, np.bool_)
+            return nothing, nothing
+        of_model = self._table["model_key"]
+        table = self._table.filter(
+            pc.or_kleene(pc.is_null(of_model), pc.equal(of_model, model_key))
+        )
+        row = pc.index_in(self._inputs, value_set=input_keys(table))  # the first, so the newest
+        retryable = pc.take(table["retryable"], row)
+        return row.is_valid().to_numpy(), pc.equal(retryable, False).fill_null(False).to_numpy()
+
+
+# --- Shards ---------------------------------------------------------------------------------------
+
+_UNKNOWN_PIXELS = 2_000_000  # taken for an image whose header could not be read
+
+
+def _plan_rows(
+    images: pa.Table,
+    model_mask: NDArray[np.int64],
+    preprocess: PreprocessConfig,
+    limits: ShardConfig,
+    num_workers: int,
+) -> pa.Table:
+    """Inputs of the same models and canvas side by side, in the order of their paths."""
+    width = images["width"].fill_null(0).to_numpy().astype(np.int64)
+    height = images["height"].fill_null(0).to_numpy().astype(np.int64)
+    order = np.lexsort((_canvas_index(width, height, preprocess), model_mask))
+    pixels = np.where(width > 0, width * height, _UNKNOWN_PIXELS)[order]
+    max_images = limits.max_images
+    if num_workers > 1:
+        share = math.ceil(len(order) / (num_workers * _SHARDS_PER_WORKER))
+        max_images = min(max_images, max(_MIN_SHARD_IMAGES, share))
+    rows = images.take(pa.array(order))
+    rows = rows.append_column("shard", pa.array(cut_shards(pixels, max_images, limits.max_pixels)))
+    rows = rows.append_column("model_mask", pa.array(model_mask[order]))
+    return rows.select(PLAN.names).cast(PLAN)
+
+
+def _canvas_index(
+    width: NDArray[np.int64], height: NDArray[np.int64], preprocess: PreprocessConfig
+) -> NDArray[np.int64]:
+    """The canvas that each image fills most, as `choose_canvas` of the engine; a sort key only."""
+    canvases = sorted(preprocess.canvases, key=lambda canvas: -canvas[0] * canvas[1])
+    shares = np.empty((len(canvases), len(width)))
+    for share, (canvas_height, canvas_width) in zip(shares, canvases, strict=True):
+        across, along = width * canvas_height, height * canvas_width
+        np.divide(np.minimum(across, along), np.maximum(np.maximum(across, along), 1), out=share)
+    return np.where(width > 0, shares.argmax(axis=0), len(canvases))
+
+
+def cut_shards(pixels: NDArray[np.int64], max_images: int, max_pixels: int) -> NDArray[np.int32]:
+    """The shard of each row: consecutive, each as long as both limits allow, never empty.
+
+    Args:
+        pixels: (N,) of each image.
+        max_images: per shard.
+        max_pixels: per shard; an image that has more is alone.
+    """
+    ends = np.cumsum(pixels)
+    shards = np.empty(len(pixels), np.int32)
+    start, shard, before = 0, 0, 0
+    while start < len(pixels):
+        full = int(np.searchsorted(ends, before + max_pixels, side="right"))
+        end = max(start + 1, min(full, start + max_images))
+        shards[start:end] = shard
+        start, shard, before = end, shard + 1, int(ends[end - 1])
+    return shards
