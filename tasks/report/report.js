@@ -1,0 +1,197 @@
+"use strict";
+// Everything here is an addition: without it the tables, plots and the gallery still read.
+(() => {
+  const root = document.documentElement;
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  root.classList.add("js");
+
+  // Light, dark, or what the system says.
+  const remembered = { get: () => null, set: () => {} };
+  try {
+    localStorage.getItem("theme"); // throws where storage is off
+    remembered.get = () => localStorage.getItem("theme");
+    remembered.set = (theme) => localStorage.setItem("theme", theme);
+  } catch { /* the choice then lasts as long as the page */ }
+  const themes = ["auto", "light", "dark"];
+  const button = document.createElement("button");
+  button.type = "button";
+  const paint = (theme) => {
+    if (theme === "auto") delete root.dataset.theme;
+    else root.dataset.theme = theme;
+    button.textContent = `Theme: ${theme}`;
+  };
+  let theme = themes.includes(remembered.get()) ? remembered.get() : "auto";
+  button.addEventListener("click", () => {
+    theme = themes[(themes.indexOf(theme) + 1) % themes.length];
+    remembered.set(theme);
+    paint(theme);
+  });
+  paint(theme);
+  document.getElementById("tools").append(button);
+
+  // Which section is read now.
+  const links = new Map(all(".jump a").map((link) => [link.hash.slice(1), link]));
+  const watch = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const link of links.values()) { link.classList.remove("here"); link.removeAttribute("aria-current"); }
+      const link = links.get(entry.target.id);
+      link.classList.add("here");
+      link.setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-30% 0px -65% 0px" });
+  for (const id of links.keys()) watch.observe(document.getElementById(id));
+
+  // Titles of plot marks at once, where the pointer is.
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
+  for (const title of all("svg title")) {
+    title.parentNode.dataset.tip = title.textContent;
+    title.remove();
+  }
+  document.addEventListener("pointermove", (event) => {
+    const mark = event.target instanceof Element ? event.target.closest("[data-tip]") : null;
+    tip.hidden = !mark;
+    if (!mark) return;
+    tip.textContent = mark.dataset.tip;
+    const left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
+    const below = event.clientY + 18 + tip.offsetHeight < innerHeight;
+    tip.style.left = `${left}px`;
+    tip.style.top = `${below ? event.clientY + 18 : event.clientY - tip.offsetHeight - 10}px`;
+  });
+
+  // Tables sorted by a click on a heading; undefined numbers always last.
+  const order = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+  for (const table of all("table.sortable")) {
+    all("thead th", table).forEach((heading, column) => {
+      const numeric = heading.classList.contains("num");
+      const press = document.createElement("button");
+      press.type = "button";
+      press.append(...heading.childNodes);
+      heading.append(press);
+      heading.setAttribute("aria-sort", "none");
+      press.addEventListener("click", () => {
+        const before = heading.getAttribute("aria-sort");
+        const down = before === "none" ? numeric : before === "ascending";
+        for (const other of all("thead th", table)) other.setAttribute("aria-sort", "none");
+        heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const value = (row) => {
+          const cell = row.cells[column];
+          return numeric ? parseFloat(cell.dataset.value ?? cell.textContent) : cell.textContent.trim();
+        };
+        const compare = (a, b) => {
+          const [x, y] = [value(a), value(b)];
+          if (!numeric) return down ? order.compare(y, x) : order.compare(x, y);
+          if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+          return down ? y - x : x - y;
+        };
+        const body = table.tBodies[0];
+        body.append(...[...body.rows].sort(compare));
+      });
+    });
+  }
+
+  const form = document.getElementById("controls");
+  if (!form) return;
+
+  // Gallery: layers, filters, order.
+  const grid = document.getElementById("tiles");
+  const tiles = all(".tile", grid);
+  const shown = document.getElementById("shown");
+  const classed = (tile, wanted, score, hidden) => {
+    for (const { name, value } of tile.attributes) {
+      if (!name.startsWith("data-classes-") || hidden.has(`m${name.slice(13)}`)) continue;
+      for (const entry of value.split(" ")) {
+        const [number, best] = entry.split(":");
+        if (number === wanted && Number(best) >= score) return true;
+      }
+    }
+    return false;
+  };
+  const apply = () => {
+    const hidden = new Set();
+    for (const box of form.querySelectorAll("[name=hide]")) {
+      document.body.classList.toggle(`hide-${box.value}`, !box.checked);
+      if (!box.checked) hidden.add(box.value);
+    }
+    const score = Number(form.elements.score.value);
+    const wanted = form.elements.class?.value ?? "";
+    const reason = form.elements.reason.value;
+    document.getElementById("score-out").textContent = score.toFixed(2);
+    for (const shape of all(".shape")) {
+      const other = wanted !== "" && shape.dataset.class !== wanted;
+      shape.classList.toggle("off", other || Number(shape.dataset.score) < score);
+    }
+    let count = 0;
+    for (const tile of tiles) {
+      const keep = (reason === "" || tile.dataset.reasons.split(" ").includes(reason))
+        && (wanted === "" || classed(tile, wanted, score, hidden));
+      tile.classList.toggle("gone", !keep);
+      count += keep;
+    }
+    shown.textContent = count === tiles.length ? `${count} images shown` : `${count} of ${tiles.length} images shown`;
+  };
+  const arrange = () => {
+    const [key, direction] = form.elements.order.value.split(":");
+    const sign = direction === "down" ? -1 : 1;
+    const compare = (a, b) => {
+      if (key === "path") return order.compare(a.dataset.path, b.dataset.path);
+      const [x, y] = [parseFloat(a.dataset[key]), parseFloat(b.dataset[key])];
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+      return sign * (x - y);
+    };
+    grid.append(...(key === "" ? tiles : [...tiles].sort(compare)));
+  };
+  form.addEventListener("input", apply);
+  form.elements.order.addEventListener("change", arrange);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.hidden = false;
+  apply();
+
+  // One image enlarged; the address names it, so a link leads back to it.
+  const viewer = document.getElementById("viewer");
+  const stage = document.getElementById("viewer-stage");
+  const details = document.getElementById("viewer-details");
+  const visible = () => all(".tile:not(.gone)", grid);
+  const current = () => tiles.find((tile) => `#${tile.id}` === decodeURIComponent(location.hash));
+  const show = (tile) => {
+    document.getElementById("viewer-title").textContent = tile.dataset.path;
+    const copy = tile.querySelector(".stage").cloneNode(true);
+    const plain = document.createElement("div");
+    plain.className = "stage";
+    plain.append(...copy.childNodes);
+    stage.replaceChildren(plain);
+    details.replaceChildren(...all(".about > :not(.line)", tile).map((part) => part.cloneNode(true)));
+    for (const part of all("details", details)) part.open = true;
+    details.scrollTop = 0;
+    if (!viewer.open) viewer.showModal();
+  };
+  const follow = () => {
+    const tile = current();
+    if (tile) show(tile);
+    else if (viewer.open) viewer.close();
+  };
+  const step = (by) => {
+    const near = visible();
+    const at = near.indexOf(current());
+    if (near.length) location.replace(`#${near[(at + by + near.length) % near.length].id}`);
+  };
+  viewer.addEventListener("close", () => {
+    const tile = current();
+    if (!tile) return;
+    history.replaceState(null, "", location.pathname + location.search);
+    tile.querySelector("a.stage").focus({ preventScroll: false });
+  });
+  viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
+  viewer.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") step(-1);
+    else if (event.key === "ArrowRight") step(1);
+  });
+  document.getElementById("previous").addEventListener("click", () => step(-1));
+  document.getElementById("next").addEventListener("click", () => step(1));
+  document.getElementById("close").addEventListener("click", () => viewer.close());
+  addEventListener("hashchange", follow);
+  follow();
+})();
