@@ -32,8 +32,8 @@ def write_scenes(folder: Path, count: int, seed: int, *, start: int = 0, prefix:
     harm. To write a long series in parts, give each part its own `folder` and `start`.
 
     Files: `images/<name>.jpg`; `instances.json` (COCO, run-length masks); `semantic/<name>.png`
-    (class indices); `captions.json` (COCO captions); `labels.csv` (file_name, label: the place). The
-    last of them is written last: where it is, the rest is whole.
+    (class indices); `captions.json` (COCO captions); `labels.csv` (file_name, label: the place),
+    which is written last: where it is, the rest is whole.
 
     Args:
         folder: is made; files of other names in it are left alone.
