@@ -1,0 +1,303 @@
+"""BLEU, ROUGE-L and CIDEr-D, equal to coco-caption's numbers without its Java.
+
+Scorers take captions that are tokenised already, one space between tokens
+(`pixelmill.tasks.metrics.ptb.tokenize_captions`); `score_captions` does both.
+
+Source: Papineni et al., BLEU, ACL 2002; Lin, ROUGE, 2004; Vedantam et al., CIDEr, CVPR 2015; and
+the conventions (smoothing constants, closest length, max over references) of
+https://github.com/tylin/coco-caption, which every published COCO number uses.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pixelmill.tasks.metrics.ptb import tokenize_captions
+from pixelmill.tasks.metrics.results import Metric
+
+__all__ = ["CaptionScores", "bleu", "cider_d", "most_frequent_caption", "rouge_l", "score_captions"]
+
+MAX_ORDER = 4
+# coco-caption's: they keep a sentence without n-grams from dividing by 0, and are part of every
+# published number (a corpus without one 4-gram match scores 3.75e-05, not 0).
+_TINY, _SMALL = 1e-15, 1e-9
+_ROUGE_BETA = 1.2
+_CIDER_SIGMA = 6.0
+
+NGram = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionScores:
+    """What `score_captions` found; `per_image` is in the order of the candidates."""
+
+    metrics: tuple[Metric, ...]
+    per_image: tuple[dict[str, float], ...]
+
+
+def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
+    """Score raw captions: tokenise, then BLEU-1 to 4, ROUGE-L, CIDEr-D and its baseline.
+
+    Args:
+        candidates: one per image; empty text where there is no caption.
+        references: at least one per image.
+
+    Raises:
+        ValueError: no images, lengths differ, or an image has no reference.
+    """
+    _check(candidates, references)
+    tokenized = tokenize_captions(candidates)
+    flat = iter(tokenize_captions([text for texts in references for text in texts]))
+    tokenized_references = [[next(flat) for _ in texts] for texts in references]
+    bleus, bleu_per_image = bleu(tokenized, tokenized_references)
+    rouge, rouge_per_image = rouge_l(tokenized, tokenized_references)
+    cider, cider_per_image = cider_d(tokenized, tokenized_references)
+    baseline = most_frequent_caption(tokenized_references)
+    baseline_cider, _ = cider_d([baseline] * len(tokenized), tokenized_references)
+    return CaptionScores(
+        metrics=_metrics(bleus, rouge, cider, baseline, baseline_cider),
+        per_image=tuple(
+            {"BLEU-4": one_bleu[-1], "ROUGE-L": one_rouge, "CIDEr-D": one_cider}
+            for one_bleu, one_rouge, one_cider in zip(
+                bleu_per_image, rouge_per_image, cider_per_image, strict=True
+            )
+        ),
+    )
+
+
+def _metrics(
+    bleus: Sequence[float], rouge: float, cider: float, baseline: str, baseline_cider: float
+) -> tuple[Metric, ...]:
+    tokens = "PTB tokens in lower case without punctuation, as coco-caption"
+    return (
+        *(
+            Metric(
+                f"BLEU-{order}",
+                value,
+                f"geometric mean of the clipped 1- to {order}-gram precisions of the corpus, "
+                f"brevity penalty with the closest reference length; {tokens}",
+            )
+            for order, value in enumerate(bleus, start=1)
+        ),
+        Metric(
+            "ROUGE-L",
+            rouge,
+            f"F of the longest common subsequence, beta 1.2, best precision and best recall over "
+            f"the references, mean over images; {tokens}",
+        ),
+        Metric(
+            "CIDEr-D",
+            cider,
+            f"tf-idf similarity of 1- to 4-grams, clipped, length penalty sigma 6, times 10, "
+            f"document frequency from these references, mean over images; {tokens}",
+        ),
+        Metric(
+            "CIDEr-D baseline",
+            baseline_cider,
+            f"CIDEr-D of the most frequent reference caption ({baseline!r}) given to every image",
+        ),
+    )
+
+
+def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if not candidates or len(candidates) != len(references):
+        raise ValueError(
+            "need as many candidates as reference lists, at least one; got "
+            f"{len(candidates)} and {len(references)}"
+        )
+    bare = [index for index, texts in enumerate(references) if not texts]
+    if bare:
+        raise ValueError(f"images {bare[:10]} have no reference caption; leave them out")
+
+
+def most_frequent_caption(references: Iterable[Sequence[str]]) -> str:
+    """The commonest caption of a corpus, the alphabetically first of equals."""
+    counts = Counter(text for texts in references for text in texts)
+    return min(counts, key=lambda text: (-counts[text], text))
+
+
+def _ngrams(text: str) -> Counter[NGram]:
+    """1- to 4-grams with their counts."""
+    tokens = text.split()
+    counts: Counter[NGram] = Counter()
+    for order in range(1, MAX_ORDER + 1):
+        counts.update(zip(*(tokens[start:] for start in range(order)), strict=False))
+    return counts
+
+
+def bleu(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
+    """BLEU-1 to BLEU-4 with the length of the closest reference.
+
+    Args:
+        candidates: tokenised, one per image.
+        references: tokenised, at least one per image.
+
+    Returns:
+        The corpus's four numbers, and four for each image.
+
+    Raises:
+        ValueError: no images, lengths differ, or an image has no reference.
+    """
+    _check(candidates, references)
+    total = [0] * (2 + 2 * MAX_ORDER)
+    per_image = []
+    for candidate, texts in zip(candidates, references, strict=True):
+        counts = _bleu_counts(candidate, texts)
+        per_image.append(_bleu_from(counts))
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+    return _bleu_from(total), per_image
+
+
+def _bleu_counts(candidate: str, references: Sequence[str]) -> list[int]:
+    """Candidate length, closest reference length, then guesses and hits of each order."""
+    most: Counter[NGram] = Counter()
+    for text in references:
+        most |= _ngrams(text)
+    length = len(candidate.split())
+    closest = min(
+        (len(text.split()) for text in references), key=lambda other: (abs(other - length), other)
+    )
+    guesses = [max(0, length - order) for order in range(MAX_ORDER)]
+    hits = [0] * MAX_ORDER
+    for ngram, count in _ngrams(candidate).items():
+        hits[len(ngram) - 1] += min(most.get(ngram, 0), count)
+    return [length, closest, *guesses, *hits]
+
+
+def _bleu_from(counts: Sequence[int]) -> tuple[float, ...]:
+    length, closest = counts[:2]
+    guesses, hits = counts[2 : 2 + MAX_ORDER], counts[2 + MAX_ORDER :]
+    ratio = (length + _TINY) / (closest + _SMALL)
+    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    scores, product = [], 1.0
+    for order in range(MAX_ORDER):
+        product *= (hits[order] + _TINY) / (guesses[order] + _SMALL)
+        scores.append(product ** (1 / (order + 1)) * penalty)
+    return tuple(scores)
+
+
+def rouge_l(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, list[float]]:
+    """ROUGE-L as coco-caption has it: best precision and best recall over the references, beta 1.2.
+
+    Args:
+        candidates: tokenised, one per image.
+        references: tokenised, at least one per image.
+
+    Returns:
+        The mean, and one number for each image.
+
+    Raises:
+        ValueError: no images, lengths differ, or an image has no reference.
+    """
+    _check(candidates, references)
+    per_image = [
+        _rouge_of(candidate.split(" "), [text.split(" ") for text in texts])
+        for candidate, texts in zip(candidates, references, strict=True)
+    ]
+    return math.fsum(per_image) / len(per_image), per_image
+
+
+def _rouge_of(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    common = [_longest_common(candidate, reference) for reference in references]
+    precision = max(common) / len(candidate)
+    recall = max(
+        length / len(reference) for length, reference in zip(common, references, strict=True)
+    )
+    if precision == 0 or recall == 0:
+        return 0.0
+    weight = _ROUGE_BETA**2
+    return (1 + weight) * precision * recall / (recall + weight * precision)
+
+
+def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, one row of the table at a time as bits.
+
+    Source: Hyyrö, Bit-parallel LCS-length computation revisited, 2004.
+    """
+    positions: dict[str, int] = {}
+    for index, token in enumerate(first):
+        positions[token] = positions.get(token, 0) | 1 << index
+    full = (1 << len(first)) - 1
+    row = full
+    for token in second:
+        match = row & positions.get(token, 0)
+        row = ((row + match) | (row - match)) & full
+    return len(first) - row.bit_count()
+
+
+def cider_d(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, list[float]]:
+    """CIDEr-D (what coco-caption prints as CIDEr), document frequencies from the references.
+
+    Args:
+        candidates: tokenised, one per image.
+        references: tokenised, at least one per image. With a single image every weight is 0, and
+            so is the score.
+
+    Returns:
+        The mean, and one number for each image, each in [0, 10].
+
+    Raises:
+        ValueError: no images, lengths differ, or an image has no reference.
+    """
+    _check(candidates, references)
+    counts = [[_ngrams(text) for text in texts] for texts in references]
+    frequency: Counter[NGram] = Counter()
+    for texts in counts:
+        frequency.update(set().union(*texts))
+    weights = _InverseFrequency(frequency, len(references))
+    per_image = []
+    for candidate, texts in zip(candidates, counts, strict=True):
+        hypothesis = weights.vector(_ngrams(candidate))
+        similarities = [_similarity(hypothesis, weights.vector(text)) for text in texts]
+        per_image.append(10 * math.fsum(similarities) / len(similarities))
+    return math.fsum(per_image) / len(per_image), per_image
+
+
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """tf-idf weights by n-gram, the norm of each order, and the number of bigrams."""
+
+    weights: dict[NGram, float]
+    norms: tuple[float, ...]
+    length: int
+
+
+class _InverseFrequency:
+    """Turns counts into tf-idf vectors, remembering each n-gram's logarithm."""
+
+    def __init__(self, frequency: Counter[NGram], num_images: int) -> None:
+        log_images = math.log(num_images)
+        self._unseen = log_images
+        self._idf = {ngram: log_images - math.log(n) for ngram, n in frequency.items()}
+
+    def vector(self, counts: Counter[NGram]) -> _Vector:
+        weights = {ngram: n * self._idf.get(ngram, self._unseen) for ngram, n in counts.items()}
+        squares = [0.0] * MAX_ORDER
+        length = 0
+        for ngram, weight in weights.items():
+            squares[len(ngram) - 1] += weight * weight
+            # coco-caption measures length in bigrams, not in words
+            length += counts[ngram] if len(ngram) == 2 else 0
+        return _Vector(weights, tuple(math.sqrt(value) for value in squares), length)
+
+
+def _similarity(hypothesis: _Vector, reference: _Vector) -> float:
+    """Mean over the orders of the clipped cosine, times the length penalty."""
+    sums = [0.0] * MAX_ORDER
+    for ngram, weight in hypothesis.weights.items():
+        other = reference.weights.get(ngram)
+        if other is not None:
+            sums[len(ngram) - 1] += min(weight, other) * other
+    for order in range(MAX_ORDER):
+        norm = hypothesis.norms[order] * reference.norms[order]
+        if norm:
+            sums[order] /= norm
+    delta = hypothesis.length - reference.length
+    return math.fsum(sums) / MAX_ORDER * math.exp(-(delta**2) / (2 * _CIDER_SIGMA**2))
