@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class Entry:
     size_bytes: int
 
 
-class Backend(Protocol):
+class Backend(Hashable, Protocol):
     """Objects under one root; keys are relative, '/' between the parts.
 
     Backends are values: they hold nothing but the root, and compare, hash and pickle by it.

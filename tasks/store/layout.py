@@ -105,7 +105,7 @@ def parse_part(key: str) -> Part:
     """
     table, *folders, name = key.split("/")
     match = re.fullmatch(r"part-(\d{8,})\.parquet", name)
-    partitions = dict(folder.partition("=")[::2] for folder in folders)
+    partitions = {text.partition("=")[0]: text.partition("=")[2] for text in folders}
     if match is None or table not in TABLES or tuple(partitions) != TABLES[table].partitions:
         raise ValueError(
             f"{key!r} was not written by Pixelmill: table folders hold published parts only; "

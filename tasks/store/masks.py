@@ -29,7 +29,8 @@ __all__ = ["MaskSet", "Place", "canvas_of", "pack_layers", "read_planes", "seman
 
 CANVAS_MULTIPLE = 256
 _SHARD_ROWS = 64
-_SHARD_BYTES = 2**28
+# Of huge canvases fewer rows: a shard is encoded in memory, uncompressed.
+_SHARD_BYTES = 2**27
 # Level 1 without shuffle: lz4 is 3.4 times larger, bit shuffle 2.5 times.
 _ZSTD_LEVEL = 1
 _GRID = (
@@ -265,6 +266,8 @@ def _write_canvas(
     for start in range(0, len(images), rows):
         members = images[start : start + rows]
         for layer in range(num_layers):
+            if all(layer >= len(image.planes) for image in members):
+                continue
             block = np.full((len(members), *canvas), fill_value, dtype)
             for row, image in enumerate(members):
                 if layer < len(image.planes):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -213,15 +212,15 @@ def _kept_rows(backend: Backend, record: LogRecord, receipt: Receipt, file: Stag
     """A staged table without the rows that the record drops, for images in all their tables."""
     table = _read_staged(backend, file)
     if file.table in KEY_COLUMNS:
-        dropped = pa.array(record.drop.get(file.path, ()), pa.int64())
-        rows = pa.array(np.arange(table.num_rows))
-        return table.filter(pc.invert(pc.is_in(rows, value_set=dropped)))
+        kept = np.ones(table.num_rows, bool)
+        kept[list(record.drop.get(file.path, ()))] = False
+        return table.filter(pa.array(kept))
     for images in receipt.files:
         if images.table == "images" and images.model_key == file.model_key:
-            dropped_rows = record.drop.get(images.path, ())
-            if dropped_rows:
-                ids = _read_staged(backend, images)["image_id"].take(list(dropped_rows))
-                return table.filter(pc.invert(pc.is_in(table["image_id"], value_set=ids)))
+            rows = list(record.drop.get(images.path, ()))
+            if rows:
+                dropped = np.sort(digests_of("images", _read_staged(backend, images).take(rows)))
+                return table.filter(pa.array(~contains(dropped, digests_of("images", table))))
     return table
 
 

@@ -2,10 +2,11 @@
 
 import functools
 import json
+import operator
 import re
 import statistics
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
@@ -36,14 +37,14 @@ _READERS = 8
 _THROUGHPUT_RECEIPTS = 64
 
 Filter = tuple[str, str, Any]
-_COMPARE = {
-    "=": pc.equal,
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 
 
@@ -158,10 +159,7 @@ class Store:
         parts = [
             part
             for part in self.parts(name, **chosen)
-            if all(
-                _COMPARE[how](pa.scalar(part.partitions[column]), pa.scalar(value)).as_py()
-                for column, how, value in on_path
-            )
+            if all(_COMPARE[how](part.partitions[column], value) for column, how, value in on_path)
         ]
         schema = pa.schema(
             [*table.schema, *(pa.field(key, pa.string(), False) for key in table.partitions)]
@@ -231,7 +229,7 @@ class Store:
     # Single images
 
     def find(self, image: str, model: str | None = None) -> list[dict[str, Any]]:
-        """Rows of `images` of one image, one per model.
+        """Rows of `images` of one image, one per model, with `model`, `date` and `seq` of the part.
 
         Args:
             image: an image_id, or a path as in the catalog; of a file that changed, the newest.
@@ -246,13 +244,8 @@ class Store:
         rows: list[dict[str, Any]] = []
         for part in self.parts("images", **chosen):
             if contains(part_digests(self.backend, self.dataset_id, part.key), digest)[0]:
-                table = _read_part(
-                    self.backend,
-                    part.key,
-                    TABLES["images"].schema.names,
-                    [("image_id", "=", image_id)],
-                )
-                rows += [row | part.partitions for row in table.to_pylist()]
+                table = _rows_of_image(self.backend, self.dataset_id, part.key, image_id)
+                rows += [row | part.partitions | {"seq": part.seq} for row in table.to_pylist()]
         if not rows:
             of_model = "" if model is None else f" by model {model!r}"
             raise KeyError(
@@ -289,11 +282,10 @@ class Store:
             KeyError: unknown, ambiguous, or without masks.
         """
         row = self._only_row(image, model, "instances_array", "instance masks")
-        boxes = self.table(
-            "detections",
-            model=row["model"],
-            filters=[("image_id", "=", row["image_id"]), ("date", "=", row["date"])],
-        ).to_pandas()
+        # One record publishes an image and its boxes, so their parts have the same number.
+        key = layout.part_key("detections", row, row["seq"])
+        table = _rows_of_image(self.backend, self.dataset_id, key, row["image_id"])
+        boxes = table.to_pandas().assign(model=row["model"], date=row["date"])
         array = self._mask_array(row["mask_store"], row["instances_array"])
         planes = read_planes(array, row["instances_row"], row["height"], row["width"])
         layers = boxes["mask_layer"].to_numpy(np.int64)
@@ -433,6 +425,31 @@ def _read_part(
     in_file = [name for name in columns if name not in table.partitions]
     with backend.open(key) as file:
         return pq.read_table(file, columns=in_file, filters=list(filters) or None)
+
+
+def _rows_of_image(backend: Backend, dataset_id: str, key: str, image_id: str) -> pa.Table:
+    """An image's rows of one part: parts are sorted by image_id, so few row groups are read."""
+    ranges = _image_id_ranges(backend, dataset_id, key)
+    groups = [i for i, (low, high) in enumerate(ranges) if low <= image_id <= high]
+    tables = [_row_group(backend, dataset_id, key, i) for i in groups]
+    empty = TABLES[key.split("/")[0]].schema.empty_table()
+    return pa.concat_tables([empty, *tables]).filter(ds.field("image_id") == image_id)
+
+
+@functools.lru_cache(maxsize=4096)
+def _image_id_ranges(backend: Backend, dataset_id: str, key: str) -> tuple[tuple[str, str], ...]:
+    """Least and greatest image_id of each row group, from the file's footer."""
+    with backend.open(key) as file:
+        metadata = pq.read_metadata(file)
+    columns = [metadata.row_group(i).column(0) for i in range(metadata.num_row_groups)]
+    return tuple((column.statistics.min, column.statistics.max) for column in columns)
+
+
+@functools.lru_cache(maxsize=16)
+def _row_group(backend: Backend, dataset_id: str, key: str, index: int) -> pa.Table:
+    """A row group of a published part; looking up image after image finds it here."""
+    with backend.open(key) as file:
+        return pq.ParquetFile(file).read_row_group(index)
 
 
 @functools.lru_cache(maxsize=256)
