@@ -1,0 +1,689 @@
+"""Compare what a store holds with truth: one `ModelEvaluation` per model and kind of truth."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+
+from pixelmill.configs.schema import EvaluationConfig
+from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.metrics.captions import score_captions
+from pixelmill.tasks.metrics.classification import score_labels
+from pixelmill.tasks.metrics.detection import (
+    InstanceTruth,
+    IouType,
+    encode_mask,
+    score_detections,
+)
+from pixelmill.tasks.metrics.results import (
+    Evaluation,
+    ImageRow,
+    Kind,
+    Metric,
+    ModelEvaluation,
+)
+from pixelmill.tasks.metrics.segmentation import (
+    confusion_counts,
+    mean_iou,
+    score_confusion,
+)
+from pixelmill.tasks.store.masks import read_planes
+from pixelmill.tasks.store.reader import Store
+from pixelmill.tasks.truth import (
+    CaptionTruth,
+    LabelTruth,
+    SemanticTruth,
+    load_captions,
+    load_coco_instances,
+    load_labels,
+    load_semantic,
+    match_images,
+    read_label_map,
+)
+
+__all__ = ["evaluate", "save_evaluation"]
+
+_HEADLINES: Mapping[Kind, tuple[str, ...]] = {
+    "boxes": ("AP", "AP50", "AP75", "AR100"),
+    "masks": ("AP", "AP50", "AP75", "AR100"),
+    "semantic": ("mIoU", "Dice", "pixel accuracy"),
+    "captions": ("CIDEr-D", "CIDEr-D baseline", "BLEU-4", "ROUGE-L"),
+    "labels": ("top-1", "top-5", "macro F1"),
+}
+_LONGEST_LIST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """What the config names, loaded."""
+
+    instances: InstanceTruth | None
+    semantic: SemanticTruth | None
+    captions: CaptionTruth | None
+    labels: LabelTruth | None
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Collection:
+    """The images of a collection as they lie there now.
+
+    Attributes:
+        image_ids: path -> image_id; of a file that changed, the newest.
+        failures: rows of the failures table.
+    """
+
+    image_ids: dict[str, str]
+    failures: pd.DataFrame
+
+    def paths(self) -> set[str]:
+        """All paths, those included whose bytes could not be read."""
+        return {*self.image_ids, *self.failures["path"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Truth names joined to the images that one model has scored.
+
+    Attributes:
+        names: of all truth images, sorted.
+        paths: name -> path in the collection, or the name itself where there is none.
+        image_ids: name -> image_id, where the model has scored the image.
+        missing: names of images that the model never saw; failed: of those that it could not
+            score. Both count as empty predictions.
+    """
+
+    model_key: str
+    names: tuple[str, ...]
+    paths: dict[str, str]
+    image_ids: dict[str, str]
+    missing: tuple[str, ...]
+    failed: tuple[str, ...]
+
+    def image_rows(self, values: Mapping[str, dict[str, float]]) -> tuple[ImageRow, ...]:
+        """Per-image numbers by truth name, in the order of the paths."""
+        rows = (
+            ImageRow(self.paths[name], self.image_ids.get(name), values[name])
+            for name in self.names
+            if name in values
+        )
+        return tuple(sorted(rows, key=lambda row: row.path))
+
+
+def evaluate(
+    store: Store,
+    config: EvaluationConfig,
+    *,
+    base: Path,
+    collection: str,
+    models: Sequence[str] | None = None,
+) -> Evaluation:
+    """Score the models of a collection against all truth that the config names.
+
+    Detection models are compared by boxes, instance segmentation by boxes and masks, the others by
+    their own kind of truth. Truth images that were never scored, or failed, count as empty
+    predictions and are listed.
+
+    Args:
+        store: with published predictions.
+        config: where truth is.
+        base: folder that relative paths in `config` start from.
+        collection: whose images are evaluated.
+        models: keys or names; None: every model that has scored an image of the collection.
+
+    Raises:
+        ValueError: the config names no truth, a truth file has faults, or the collection or the
+            models have no predictions.
+        FileNotFoundError: a truth file is not there.
+        KeyError: a model is not in the store.
+    """
+    truth = _load_truth(config, base)
+    images = _read_collection(store, collection)
+    evaluations: list[ModelEvaluation] = []
+    skipped: dict[str, str] = {}
+    for key, spec in _choose_models(store, models).items():
+        scored = _images_of(store, key, images)
+        if scored.empty:
+            skipped[key] = f"has scored no image of collection {collection}"
+            continue
+        found, reasons = _evaluate_model(store, spec, scored, truth, images, config)
+        evaluations += found
+        if reasons:
+            skipped[key] = "; ".join(reasons)
+    return Evaluation(
+        collection=collection,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        models=tuple(evaluations),
+        truth=truth.sources,
+        skipped=skipped,
+    )
+
+
+def _load_truth(config: EvaluationConfig, base: Path) -> _Truth:
+    places = {
+        name: base / place
+        for name in ("instances", "semantic", "captions", "labels")
+        if (place := getattr(config, name)) is not None
+    }
+    if not places:
+        raise ValueError(
+            "the evaluation section names no truth; set instances, semantic, captions or labels"
+        )
+    absent = [f"{name}: {place}" for name, place in places.items() if not place.exists()]
+    if absent:
+        raise FileNotFoundError(
+            "truth is not there:\n  "
+            + "\n  ".join(absent)
+            + f"\nrelative paths start from {base}; correct them, or leave the entry out"
+        )
+    return _Truth(
+        instances=load_coco_instances(places["instances"]) if "instances" in places else None,
+        semantic=load_semantic(places["semantic"]) if "semantic" in places else None,
+        captions=load_captions(places["captions"]) if "captions" in places else None,
+        labels=load_labels(places["labels"]) if "labels" in places else None,
+        sources={name: str(place) for name, place in places.items()},
+    )
+
+
+def _read_collection(store: Store, name: str) -> _Collection:
+    catalog = store.table("catalog", columns=["path", "image_id", "collection"])
+    rows = catalog.to_pandas()
+    if not (rows["collection"] == name).any():
+        known = ", ".join(sorted(rows["collection"].unique())) or "none"
+        raise ValueError(f"store {store.root} has no collection {name!r}; it has: {known}")
+    rows = rows[rows["collection"] == name].drop_duplicates("path", keep="last")
+    failures = store.table(
+        "failures", columns=["path", "model_key"], filters=[("collection", "=", name)]
+    )
+    return _Collection(
+        image_ids=dict(zip(rows["path"], rows["image_id"], strict=True)),
+        failures=failures.to_pandas(),
+    )
+
+
+def _choose_models(store: Store, names: Sequence[str] | None) -> dict[str, ModelSpec]:
+    published = store.models()
+    if names is None:
+        return published
+    chosen: dict[str, ModelSpec] = {}
+    for name in names:
+        found = {key: spec for key, spec in published.items() if name in (key, spec.name)}
+        if not found:
+            raise KeyError(
+                f"no model {name!r} in {store.root}; it has: {', '.join(published) or 'none'}"
+            )
+        chosen |= found
+    return chosen
+
+
+def _images_of(store: Store, model_key: str, images: _Collection) -> pd.DataFrame:
+    """The model's rows of the images table, of this collection's images only."""
+    columns = ["image_id", "width", "height", "mask_store"]
+    columns += [f"{kind}_{part}" for kind in ("semantic", "instances") for part in ("array", "row")]
+    rows = store.table("images", model=model_key, columns=columns).to_pandas()
+    return rows[rows["image_id"].isin(set(images.image_ids.values()))]
+
+
+def _evaluate_model(
+    store: Store,
+    spec: ModelSpec,
+    scored: pd.DataFrame,
+    truth: _Truth,
+    images: _Collection,
+    config: EvaluationConfig,
+) -> tuple[list[ModelEvaluation], list[str]]:
+    """Evaluations of one model, and why others were left out."""
+    context = _Context(store, spec, scored, images, config)
+    box_task = spec.task in ("detection", "instance_segmentation")
+    evaluations: list[ModelEvaluation] = []
+    reasons: list[str] = []
+
+    def attempt(run: Callable[[], ModelEvaluation | str]) -> None:
+        found = run()
+        if isinstance(found, str):
+            reasons.append(found)
+        else:
+            evaluations.append(found)
+
+    if box_task and truth.instances is not None:
+        instances = truth.instances
+        if config.iou_type != "segm":
+            attempt(lambda: _evaluate_instances(context, instances, "bbox"))
+        if config.iou_type != "bbox" and spec.task == "instance_segmentation":
+            attempt(lambda: _evaluate_instances(context, instances, "segm"))
+        elif config.iou_type == "segm":
+            reasons.append("gives no masks, and iou_type is segm")
+    elif spec.task == "semantic_segmentation" and truth.semantic is not None:
+        semantic = truth.semantic
+        attempt(lambda: _evaluate_semantic(context, semantic))
+    elif spec.task == "captioning" and truth.captions is not None:
+        captions = truth.captions
+        attempt(lambda: _evaluate_captions(context, captions))
+    elif spec.task == "classification" and truth.labels is not None:
+        labels = truth.labels
+        attempt(lambda: _evaluate_labels(context, labels))
+    else:
+        reasons.append(f"no truth for {spec.task}")
+    return evaluations, reasons
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """One model on one collection."""
+
+    store: Store
+    spec: ModelSpec
+    scored: pd.DataFrame
+    images: _Collection
+    config: EvaluationConfig
+
+    def class_names(self) -> tuple[str, ...]:
+        """The model's classes by the names that the truth uses."""
+        renamed = self.config.class_names
+        return tuple(renamed.get(name, name) for name in self.spec.classes)
+
+    def join(self, names: Sequence[str], *, ignore_suffix: bool = False) -> _Scored:
+        """Find the truth's images among those that the model has scored."""
+        matches = match_images(names, self.images.paths(), ignore_suffix=ignore_suffix)
+        has_row = set(self.scored["image_id"])
+        failures = self.images.failures
+        of_model = failures["model_key"].isna() | (failures["model_key"] == self.spec.key)
+        failed_paths = set(failures.loc[of_model, "path"])
+        image_ids = {
+            name: image_id
+            for name, path in matches.paths.items()
+            if (image_id := self.images.image_ids.get(path)) in has_row
+        }
+        unscored = [name for name in sorted(set(names)) if name not in image_ids]
+        failed = [name for name in unscored if matches.paths.get(name) in failed_paths]
+        return _Scored(
+            model_key=self.spec.key,
+            names=tuple(sorted(set(names))),
+            paths={name: matches.paths.get(name, name) for name in names},
+            image_ids=image_ids,
+            missing=tuple(name for name in unscored if name not in set(failed)),
+            failed=tuple(failed),
+        )
+
+    def table(self, name: str, columns: Sequence[str], scored: _Scored) -> pd.DataFrame:
+        """The model's rows for the truth's images."""
+        rows = self.store.table(name, model=self.spec.key, columns=["image_id", *columns])
+        frame = rows.to_pandas()
+        return frame[frame["image_id"].isin(set(scored.image_ids.values()))]
+
+    def masks(
+        self, kind: Literal["semantic", "instances"], scored: _Scored
+    ) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Mask planes of the truth's images by image_id, in the order in which they are stored."""
+        array, index = f"{kind}_array", f"{kind}_row"
+        rows = self.scored[self.scored["image_id"].isin(set(scored.image_ids.values()))]
+        rows = rows.dropna(subset=[array]).sort_values(["mask_store", array, index])
+        for mask_store, group in rows.groupby("mask_store", sort=False):
+            root = zarr.open_group(
+                self.store.backend.zarr_store(str(mask_store)), mode="r", zarr_format=3
+            )
+            for row in group.to_dict("records"):
+                planes = root[row[array]]
+                assert isinstance(planes, zarr.Array)
+                yield (
+                    row["image_id"],
+                    read_planes(planes, int(row[index]), row["height"], row["width"]),
+                )
+
+
+def _class_notes(
+    model_classes: Sequence[str], truth_classes: Sequence[str], *, what: str
+) -> list[str]:
+    """Which classes only one side has."""
+    notes = []
+    extra = [name for name in model_classes if name not in set(truth_classes)]
+    lacking = [name for name in truth_classes if name not in set(model_classes)]
+    if extra:
+        notes.append(f"classes that the truth does not have, {what}: {_short(extra)}")
+    if lacking:
+        notes.append(f"truth classes that the model does not have, never found: {_short(lacking)}")
+    return notes
+
+
+def _short(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LONGEST_LIST])
+    return (
+        shown if len(names) <= _LONGEST_LIST else f"{shown} and {len(names) - _LONGEST_LIST} more"
+    )
+
+
+def _no_common_class(model_classes: Sequence[str], truth_classes: Sequence[str]) -> str | None:
+    if set(model_classes) & set(truth_classes):
+        return None
+    return (
+        f"none of its classes ({_short(model_classes)}) is one of the truth's "
+        f"({_short(truth_classes)}); map them by evaluation.class_names"
+    )
+
+
+def _result(
+    context: _Context,
+    scored: _Scored,
+    kind: Kind,
+    metrics: Sequence[Metric],
+    notes: Sequence[str],
+    **details: Any,
+) -> ModelEvaluation:
+    by_name = {metric.name: metric for metric in metrics}
+    gaps = []
+    if scored.missing:
+        gaps.append(f"{len(scored.missing)} truth images were never scored")
+    if scored.failed:
+        gaps.append(f"{len(scored.failed)} truth images could not be scored")
+    if gaps:
+        gaps = [f"{' and '.join(gaps)}: they count as empty predictions"]
+    return ModelEvaluation(
+        model_key=context.spec.key,
+        task=context.spec.task,
+        kind=kind,
+        headline=tuple(by_name[name] for name in _HEADLINES[kind] if name in by_name),
+        metrics=tuple(metrics),
+        num_images=len(scored.names),
+        missing=scored.missing,
+        failed=scored.failed,
+        notes=(*gaps, *notes),
+        **details,
+    )
+
+
+def _evaluate_instances(
+    context: _Context, truth: InstanceTruth, iou_type: IouType
+) -> ModelEvaluation | str:
+    if iou_type == "segm" and not truth.has_masks:
+        return "masks not evaluated: not every annotation of the truth has a segmentation"
+    category_ids = {category.name: category.id for category in truth.categories}
+    class_names = context.class_names()
+    reason = _no_common_class(class_names, tuple(category_ids))
+    if reason:
+        return reason
+    scored = context.join([image.file_name for image in truth.images])
+    columns = ["rank", "class_id", "score", "x_min", "y_min", "x_max", "y_max"]
+    boxes = context.table("detections", [*columns, "mask_layer", "mask_value"], scored)
+    lookup = {index: category_ids.get(name) for index, name in enumerate(class_names)}
+    boxes = boxes.assign(category_id=boxes["class_id"].map(lookup)).sort_values("rank")
+    ignored = int(boxes["category_id"].isna().sum())
+    boxes = boxes.dropna(subset=["category_id"])
+    per_image = (
+        _boxes_by_image(boxes) if iou_type == "bbox" else _masks_by_image(context, boxes, scored)
+    )
+    image_ids = {image.id: scored.image_ids.get(image.file_name) for image in truth.images}
+    scores = score_detections(
+        truth,
+        [
+            {"image_id": truth_id, **detection}
+            for truth_id, image_id in image_ids.items()
+            for detection in per_image.get(image_id or "", ())
+        ],
+        iou_type=iou_type,
+    )
+    names = {image.id: image.file_name for image in truth.images}
+    notes = _class_notes(class_names, tuple(category_ids), what=f"{ignored} detections ignored")
+    return _result(
+        context,
+        scored,
+        "boxes" if iou_type == "bbox" else "masks",
+        scores.metrics,
+        (*scores.notes, *notes),
+        per_class=scores.per_class,
+        curves=scores.curves,
+        confusion=scores.confusion,
+        per_image=scored.image_rows(
+            {names[truth_id]: values for truth_id, values in scores.per_image.items()}
+        ),
+    )
+
+
+def _boxes_by_image(boxes: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """COCO results without their image_id, by our image_id."""
+    corners = boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy(np.float64)
+    boxes_xywh = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+    found: dict[str, list[dict[str, Any]]] = {}
+    for image_id, category_id, score, box_xywh in zip(
+        boxes["image_id"],
+        boxes["category_id"].astype(int),
+        boxes["score"].astype(float),
+        boxes_xywh.tolist(),
+        strict=True,
+    ):
+        found.setdefault(image_id, []).append(
+            {"category_id": category_id, "score": score, "bbox": box_xywh}
+        )
+    return found
+
+
+def _masks_by_image(
+    context: _Context, boxes: pd.DataFrame, scored: _Scored
+) -> dict[str, list[dict[str, Any]]]:
+    """COCO results with masks as RLE, without their image_id, by our image_id."""
+    by_image = dict(list(boxes.groupby("image_id", sort=False)))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for image_id, planes in context.masks("instances", scored):
+        if image_id not in by_image:
+            continue
+        rows = by_image[image_id]
+        found[image_id] = [
+            {
+                "category_id": int(category_id),
+                "score": float(score),
+                "segmentation": encode_mask(planes[int(layer)] == int(value)),
+            }
+            for category_id, score, layer, value in zip(
+                rows["category_id"], rows["score"], rows["mask_layer"], rows["mask_value"],
+                strict=True,
+            )
+        ]  # fmt: skip
+    return found
+
+
+def _evaluate_semantic(context: _Context, truth: SemanticTruth) -> ModelEvaluation | str:
+    model_classes = context.class_names()
+    values = {
+        value: name
+        for value, name in (truth.classes or dict(enumerate(model_classes))).items()
+        if value != context.config.void
+    }
+    truth_classes = tuple(values.values())
+    reason = _no_common_class(model_classes, truth_classes)
+    if reason:
+        return reason
+    num_classes = len(truth_classes)
+    truth_index = _lookup({value: k for k, value in enumerate(values)}, num_classes)
+    class_index = {name: k for k, name in enumerate(truth_classes)}
+    model_index = _lookup(
+        {i: class_index[name] for i, name in enumerate(model_classes) if name in class_index},
+        num_classes,
+    )
+    scored = context.join(tuple(truth.maps), ignore_suffix=True)
+    total = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+    num_unlisted = 0
+    per_image: dict[str, dict[str, float]] = {}
+    for name, prediction in _semantic_pairs(context, scored):
+        label_map = read_label_map(truth.maps[name])
+        labels = truth_index[label_map]
+        num_unlisted += int(
+            np.count_nonzero((labels == num_classes) & (label_map != context.config.void))
+        )
+        if prediction is None:
+            predicted = np.full(labels.shape, num_classes)
+        elif prediction.shape != labels.shape:
+            raise ValueError(
+                f"{truth.maps[name]} is {labels.shape} and the image {prediction.shape} "
+                "(height, width); truth must have the image's size"
+            )
+        else:
+            predicted = model_index[prediction]
+        counts = confusion_counts(labels, predicted, num_classes)
+        total += counts
+        iou = mean_iou(counts)
+        if iou is not None:
+            accuracy = float(np.trace(counts) / counts.sum())
+            per_image[name] = {"mIoU": iou, "pixel accuracy": accuracy}
+    scores = score_confusion(total, truth_classes)
+    notes = [f"label value {context.config.void} is void", *_class_notes(
+        model_classes, truth_classes, what="their pixels are wrong"
+    )]  # fmt: skip
+    if truth.classes is None:
+        notes.append("no classes.json beside the label maps: value i is the model's class i")
+    if num_unlisted:
+        notes.append(f"{num_unlisted} pixels have a label value without a class: treated as void")
+    return _result(
+        context,
+        scored,
+        "semantic",
+        scores.metrics,
+        notes,
+        per_class=scores.per_class,
+        confusion=scores.confusion,
+        per_image=scored.image_rows(per_image),
+    )
+
+
+def _lookup(indices: Mapping[int, int], default: int) -> NDArray[np.int64]:
+    """Table from any uint16 label value to a class index."""
+    table = np.full(2**16, default, dtype=np.int64)
+    for value, index in indices.items():
+        table[value] = index
+    return table
+
+
+def _semantic_pairs(
+    context: _Context, scored: _Scored
+) -> Iterator[tuple[str, NDArray[Any] | None]]:
+    """Truth names with the predicted label map, or None where there is none."""
+    names: dict[str, list[str]] = {}
+    for name, image_id in scored.image_ids.items():
+        names.setdefault(image_id, []).append(name)
+    seen: set[str] = set()
+    for image_id, labels in context.masks("semantic", scored):
+        for name in names[image_id]:
+            seen.add(name)
+            yield name, labels
+    for name in scored.names:
+        if name not in seen:
+            yield name, None
+
+
+def _evaluate_captions(context: _Context, truth: CaptionTruth) -> ModelEvaluation:
+    scored = context.join(truth.file_names)
+    rows = context.table("captions", ["rank", "text"], scored)
+    best = rows.sort_values("rank").drop_duplicates("image_id")
+    texts = dict(zip(best["image_id"], best["text"], strict=True))
+    candidates = [texts.get(scored.image_ids.get(name, ""), "") for name in truth.file_names]
+    scores = score_captions(candidates, truth.captions)
+    return _result(
+        context,
+        scored,
+        "captions",
+        scores.metrics,
+        (
+            "the best caption of each image (rank 0); coco-caption's numbers, own implementation",
+            "METEOR (needs Java) and SPICE (needs a download) are not computed",
+        ),
+        per_image=scored.image_rows(dict(zip(truth.file_names, scores.per_image, strict=True))),
+    )
+
+
+def _evaluate_labels(context: _Context, truth: LabelTruth) -> ModelEvaluation | str:
+    class_names = context.class_names()
+    reason = _no_common_class(class_names, truth.classes)
+    if reason:
+        return reason
+    scored = context.join(tuple(truth.labels))
+    rows = context.table("labels", ["rank", "class_id"], scored).sort_values("rank")
+    ranked: dict[str, list[str]] = {}
+    for image_id, class_id in zip(rows["image_id"], rows["class_id"], strict=True):
+        ranked.setdefault(image_id, []).append(class_names[class_id])
+    scores = score_labels(
+        list(truth.labels.values()),
+        [ranked.get(scored.image_ids.get(name, ""), []) for name in truth.labels],
+        truth.classes,
+    )
+    return _result(
+        context,
+        scored,
+        "labels",
+        scores.metrics,
+        _class_notes(class_names, truth.classes, what="wrong where they come first"),
+        per_class=scores.per_class,
+        confusion=scores.confusion,
+        per_image=scored.image_rows(dict(zip(truth.labels, scores.per_image, strict=True))),
+    )
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write metrics.json (everything), metrics.parquet and per_image.parquet (one row per number).
+
+    Args:
+        evaluation: what to save.
+        folder: made if it is not there; earlier files of these names are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(evaluation.to_dict(), ensure_ascii=False, allow_nan=False, indent=1)
+    _replace(folder / "metrics.json", document.encode())
+    metrics: list[tuple[str, str, str | None, str, float]] = []
+    per_image: list[tuple[str, str, str, str | None, str, float]] = []
+    for model in evaluation.models:
+        key, kind = model.model_key, model.kind
+        metrics += [(key, kind, None, one.name, one.value) for one in model.metrics]
+        for row in model.per_class:
+            counts = {"num_truth": float(row.num_truth), "num_predicted": float(row.num_predicted)}
+            values = {**row.values, **counts}
+            metrics += [(key, kind, row.class_name, name, value) for name, value in values.items()]
+        per_image += [
+            (key, kind, row.path, row.image_id, name, value)
+            for row in model.per_image
+            for name, value in row.values.items()
+        ]
+    _write_rows(folder / "metrics.parquet", _METRICS_SCHEMA, metrics)
+    _write_rows(folder / "per_image.parquet", _PER_IMAGE_SCHEMA, per_image)
+
+
+_METRICS_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), False),
+        pa.field("kind", pa.string(), False),
+        pa.field("class", pa.string()),
+        pa.field("metric", pa.string(), False),
+        pa.field("value", pa.float64(), False),
+    ]
+)
+_PER_IMAGE_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), False),
+        pa.field("kind", pa.string(), False),
+        pa.field("path", pa.string(), False),
+        pa.field("image_id", pa.string()),
+        pa.field("metric", pa.string(), False),
+        pa.field("value", pa.float64(), False),
+    ]
+)
+
+
+def _write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> None:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    _replace(path, sink.getvalue())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_bytes(data)
+    aside.replace(path)
