@@ -20,8 +20,9 @@ _PUNCTUATION = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 _REWRITTEN = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
     "€": "$", "£": "#", "¢": "cents", "¥": "$", "½": "1/2", "¼": "1/4", "¾": "3/4",
-    "—": "--", "–": "--", "…": "...",
-    "“": "``", "”": "''", "‘": "`", "’": "'", "«": "``", "»": "''", '"': "''",
+    "\N{EM DASH}": "--", "\N{EN DASH}": "--", "…": "...",
+    "“": "``", "”": "''", "«": "``", "»": "''", '"': "''",
+    "\N{LEFT SINGLE QUOTATION MARK}": "`", "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''",
 }  # fmt: skip
 _SPLIT_WORDS = {
@@ -38,27 +39,29 @@ _SPLIT_WORDS = {
 }
 
 # Words that keep their full stop, whatever their case.
-_ABBREVIATIONS = frozenset(
-    # months, days
-    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri "
+_ABBREVIATION = re.compile(
+    r"""
+    jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri  # months, days
     # states of the USA
-    "ala ariz calif colo conn ct dak fla ga ind kans kan ky md mich minn mo mont neb nev okla penn "
-    "tenn va vt wis wisc wyo "
+    |ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn
+    |tenn|va|vt|wisc?|wyo
     # firms and institutions
-    "al assn assoc bancorp bhd bros co corp cos dept inc intl ltd mfg natl plc pte pty sys univ "
+    |al|assn|assoc|bancorp|bhd|bros|cos?|corp|dept|inc|intl|ltd|mfg|natl|plc|pt[ey]|sys|univ
     # titles and ranks
-    "adj adm adv asst atty attys brig capt cmdr col comdr cpl det dr drs ens esq gen gov govs hon "
-    "insp jr lieut lt maj messrs mlle mme mr mrs ms pfc ph pres prof profs pvt rep reps rev sen sens "
-    "sgt spc sr supt supts ph.d ed.d "
-    # addresses
-    "ave blvd bldg ext ft mt rd rt sq st ste tel "
-    # the rest
-    "cf est etc seq vs".split()
+    |adj|adm|adv|asst|attys?|brig|capt|co?mdr|col|cpl|det|drs?|ens|esq|gen|govs?|hon|insp|jr
+    |lieut|lt|maj|messrs|mlle|mme|mrs?|ms|pfc|ph|pres|profs?|pvt|reps?|rev|sens?|sgt|spc|sr
+    |supts?|ph\.d|ed\.d
+    |ave|blvd|bldg|ext|ft|mt|rd|rt|sq|ste?|tel  # addresses
+    |cf|est|etc|seq|vs
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-# Words otherwise, abbreviations with a capital: "Mass. Ave." and "a mass."
-_CAPITALISED_ABBREVIATIONS = frozenset("Ariz Ark Az Del Ill La Mass Miss Ore Pa Tex Wash".split())
+# Words otherwise, abbreviations with a capital: "Mass. Ave." but "a mass."
+_CAPITALISED_ABBREVIATION = re.compile(
+    r"(?=[A-Z])(?i:ariz|ark|az|del|ill|la|mass|miss|ore|pa|tex|wash)"
+)
 # Words that keep it before a number: "No. 5"
-_NUMBER_ABBREVIATIONS = frozenset("art ca fig figs no nos op pp prop".split())
+_NUMBER_ABBREVIATION = re.compile(r"art|ca|figs?|nos?|op|pp|prop", re.IGNORECASE)
 # Words after which an initial's full stop is a sentence's end: "Avenue S. The sign"
 _SENTENCE_STARTERS = (
     "A|About|According|Additionally|After|An|As|At|But|He|Her|Here|However|If|In|It|Last|Many|More|"
@@ -68,7 +71,7 @@ _SENTENCE_STARTERS = (
 
 _L = r"[^\W\d_]"  # a letter
 _A = r"[^\W_]"  # a letter or digit
-_APOSTROPHE = r"['’]"
+_APOSTROPHE = r"['\u2019]"
 _CLITIC = rf"(?:s|m|d|ll|re|ve)(?!{_A})"
 
 # A word of letters up to the next space, which is nearly all of a caption.
@@ -91,7 +94,7 @@ _SPECIAL = re.compile(
             # d'oeuvres, o'clock, O'Brien, ma'am, Ho'ohu
             rf"[dol]{_APOSTROPHE}(?!{_CLITIC}){_L}{_A}*",
             rf"(?-i:[A-HJ-XZn]){_APOSTROPHE}(?!{_CLITIC}){_L}{{2,}}",
-            rf"{_L}+[aeiouy]{_APOSTROPHE}(?-i:[aeiouA-Z]){_L}*",
+            rf"{_L}+[aeiouy]{_APOSTROPHE}(?!{_CLITIC})(?-i:[aeiouA-Z]){_L}*",
         )
     ),
     re.IGNORECASE,
@@ -168,17 +171,14 @@ def _token_end(line: str, start: int, following: str) -> int:
 def _keeps_stop(line: str, start: int, stop: int, following: str) -> bool:
     """Whether the full stop at `stop` belongs to the word before it."""
     word = line[start:stop]
-    lower = word.lower()
     if not word[0].isalpha():
         return False
-    if line[stop + 1 : stop + 2] in {",", ";", ":"}:
+    if line[stop + 1 : stop + 2] in {",", ";", ":"} or any(
+        pattern.fullmatch(word) for pattern in (_ABBREVIATION, _CAPITALISED_ABBREVIATION, _INITIALS)
+    ):
         return True
-    if lower in _ABBREVIATIONS or _INITIALS.fullmatch(word):
-        return True
-    if word[0].isupper() and word.capitalize() in _CAPITALISED_ABBREVIATIONS:
-        return True
-    if lower in _NUMBER_ABBREVIATIONS:
-        return line[stop + 1 :].lstrip()[:1].isdigit()
+    if _NUMBER_ABBREVIATION.fullmatch(word):
+        return re.match(r"\s?\d", line[stop + 1 :]) is not None
     if len(word) > 1:
         return False
     after = line[stop + 1 :]
@@ -187,7 +187,7 @@ def _keeps_stop(line: str, start: int, stop: int, following: str) -> bool:
 
 def _spell(token: str) -> tuple[str, ...]:
     """What the tokenizer writes for a piece of text."""
-    lower = token.lower().replace("’", "'") if len(token) > 1 else token.lower()
+    lower = token.lower().replace("\u2019", "'") if len(token) > 1 else token.lower()
     if lower in _SPLIT_WORDS:
         return _SPLIT_WORDS[lower]
     if lower in _REWRITTEN:
