@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
+
+from pixelmill.models.losses import dice_loss, giou_loss, sigmoid_focal_loss, weighted_sum
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 1.5)])
+def test_focal_loss_equals_torchvision(alpha, gamma):
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(50, 3, generator=generator)
+    targets = (torch.rand(50, 3, generator=generator) < 0.3).float()
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma),
+        torchvision_focal_loss(logits, targets, alpha=alpha, gamma=gamma),
+    )
+
+
+def test_giou_loss_equals_torchvision():
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(200, 2, 2, generator=generator) * 100
+    predicted, target = (
+        torch.cat((corner, corner + 1 + 50 * torch.rand(200, 2, generator=generator)), dim=1)
+        for corner in boxes.unbind(1)
+    )
+    torch.testing.assert_close(
+        giou_loss(predicted, target), generalized_box_iou_loss(predicted, target, eps=0)
+    )
+
+
+def test_boxes_apart_are_drawn_together():
+    predicted = torch.tensor([[0.0, 0, 10, 10]], requires_grad=True)
+    giou_loss(predicted, torch.tensor([[50.0, 0, 60, 10]])).sum().backward()
+    assert predicted.grad[0, 2] < 0
+
+
+def test_dice_loss_of_a_case_worked_by_hand():
+    # one class: 1 - 2 * (0.5 + 1) / ((1 + 1) + (0.25 + 1 + 0.25))
+    probs = torch.tensor([[[0.5, 1.0, 0.5]]])
+    targets = torch.tensor([[[1.0, 1.0, 0.0]]])
+    torch.testing.assert_close(dice_loss(probs, targets), torch.tensor(1 - 3 / 3.5))
+
+
+def test_dice_loss_averages_classes_and_pools_the_batch():
+    targets = torch.zeros(2, 2, 4)
+    targets[0, 0] = 1
+    targets[:, 1, :2] = 1
+    probs = targets.clone()
+    probs[1, 1] = 0
+    # class 0 is right; class 1 has 4 pixels, 2 found: 1 - 2 * 2 / (4 + 2)
+    torch.testing.assert_close(
+        dice_loss(probs, targets), torch.tensor((0 + 1 - 4 / 6) / 2), atol=1e-5, rtol=0
+    )
+
+
+def test_a_class_that_is_in_neither_costs_nothing():
+    assert dice_loss(torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)) == 0
+
+
+def test_a_term_without_weight_counts_once():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert weighted_sum(terms, {"b": 10.0}) == 32

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from pixelmill.configs.schema import BoxPostprocess, CaptionPostprocess
+from pixelmill.models.interface import BoxOutput, CaptionOutput, SemanticOutput
+from pixelmill.models.zoo import ARCHITECTURES
+
+OUTPUTS = {
+    "retinamask": (BoxOutput, {"num_classes": 3, "width": 8}, BoxPostprocess()),
+    "unet": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
+    "show_attend_tell": (
+        CaptionOutput,
+        {"vocabulary_size": 6, "width": 8},
+        CaptionPostprocess(max_tokens=3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_built_is_read_out_as_its_task_needs(name, make_spec):
+    architecture = ARCHITECTURES[name]
+    kind, arguments, postprocess = OUTPUTS[name]
+    spec = make_spec(
+        architecture.tasks[0], postprocess=postprocess, vocabulary=("", "", "", "", "one", "two")
+    )
+    torch.manual_seed(0)
+    module = architecture.build(**arguments).eval()
+    with torch.no_grad():
+        outputs = module(torch.zeros(2, 3, 64, 96))
+        found = architecture.read_out(module, outputs, spec, (64, 96))
+    assert [type(each) for each in found] == [kind, kind]
+
+
+def test_ours_can_be_trained():
+    assert all(each.trainable for each in ARCHITECTURES.values())
