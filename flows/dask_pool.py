@@ -172,6 +172,7 @@ def _own_cluster(
     resource_tracker.ensure_running()
     spawning = {f"distributed.nanny.pre-spawn-environ.{name}": n for name, n in threads.items()}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(restored_threads())  # a restarted worker sets them in here again
         with restored_threads(), sigint_masked(), dask.config.set(spawning):
             cluster = stack.enter_context(kind(**options))
             client = stack.enter_context(Client(cluster, set_as_default=False))

@@ -1,0 +1,138 @@
+"""One LocalCluster for the file. Shards are closures, which go by value: tests are no package."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pixelmill.flows import dask_pool
+from pixelmill.flows.environment import THREAD_VARIABLES
+from pixelmill.flows.submit import run_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+
+@pytest.fixture(scope="module")
+def threads_before():
+    return {name: os.environ.get(name) for name in THREAD_VARIABLES}
+
+
+@pytest.fixture(scope="module")
+def pool(threads_before):
+    with dask_pool.start_local(2) as pool:
+        yield pool
+
+
+def scoring(folder: Path):
+    def score(shard_index, *, should_stop):
+        assert not should_stop()
+        with (folder / f"{shard_index}.txt").open("a") as file:
+            file.write("x")
+        if shard_index == 3 and not (folder / "killed").exists():
+            (folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return shard_index
+
+    return score
+
+
+def waiting(folder: Path):
+    def wait_until_unwanted(shard_index, *, should_stop):
+        (folder / f"{shard_index}.txt").touch()
+        while not should_stop():
+            time.sleep(0.01)
+        (folder / f"{shard_index}.stopped").touch()
+
+    return wait_until_unwanted
+
+
+def reading_threads():
+    names = THREAD_VARIABLES
+
+    def read_threads(shard_index, *, should_stop):
+        return {name: os.environ.get(name) for name in names}
+
+    return read_threads
+
+
+def test_threads_are_shared_among_workers_and_not_taken_from_the_driver(pool, threads_before):
+    seen = []
+
+    def keep(shard_index, result):
+        seen.append(result)
+
+    run_shards(pool, reading_threads(), range(2), name="threads", on_done=keep)
+    expected = str(max(1, dask_pool.count_cores() // 2))
+    assert seen == [dict.fromkeys(THREAD_VARIABLES, expected)] * 2
+    assert {name: os.environ.get(name) for name in THREAD_VARIABLES} == threads_before
+
+
+def test_a_killed_worker_costs_one_shard_a_second_start(pool, tmp_path):
+    done = []
+    submission = run_shards(
+        pool,
+        scoring(tmp_path),
+        range(12),
+        name="kill",
+        on_done=lambda index, result: done.append((index, result)),
+    )
+    assert sorted(done) == [(k, k) for k in range(12)]
+    assert submission.failed == []
+    starts = {k: len((tmp_path / f"{k}.txt").read_text()) for k in range(12)}
+    assert starts[3] == 2
+    assert sum(starts.values()) <= 14  # a shard queued behind the killed one may start twice too
+
+
+def test_a_cancelled_shard_learns_that_it_is_unwanted(pool, tmp_path):
+    submission = run_shards(
+        pool,
+        waiting(tmp_path),
+        range(2),
+        name="cancel",
+        should_stop=lambda: len(list(tmp_path.glob("*.txt"))) == 2,
+    )
+    assert submission.stopped
+    deadline = time.monotonic() + 10
+    while len(list(tmp_path.glob("*.stopped"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_workers_are_not_daemons_and_have_no_memory_limit(pool):
+    workers = pool.client.scheduler_info(n_workers=-1)["workers"].values()
+    assert [worker["nthreads"] for worker in workers] == [1, 1]
+    assert all(not worker["memory_limit"] for worker in workers)
+
+
+class FakeClient:
+    def __init__(self, versions: dict[str, str | None]):
+        self.versions = versions
+
+    def get_versions(self, packages):
+        report = {name: {"packages": {"pixelmill": v}} for name, v in self.versions.items()}
+        return {"workers": report}
+
+
+def test_workers_without_this_version_are_refused_in_one_sentence():
+    for theirs, has in [(None, "no pixelmill"), ("0.0.1", "pixelmill 0.0.1")]:
+        with pytest.raises(ConnectionError, match=f"tcp://a:1 of tcp://s:1 has {has}, this is"):
+            dask_pool.check_versions(FakeClient({"tcp://a:1": theirs}), "tcp://s:1")
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(dask_pool, "CONNECT_S", 0.5)
+    with (
+        pytest.raises(ConnectionError, match="no Dask scheduler answers"),
+        dask_pool.connect("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+def test_an_external_scheduler_works_unchanged(pool, tmp_path):
+    address = pool.client.scheduler.address
+    with dask_pool.connect(address) as foreign:
+        submission = run_shards(foreign, scoring(tmp_path), [0, 1], name="foreign")
+    assert submission.num_done == 2
+    assert foreign.heal() is False
