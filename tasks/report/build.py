@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
@@ -16,7 +17,7 @@ from markupsafe import Markup
 
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
-from pixelmill.tasks.report.gallery import Layer, Tile, build_tiles, choose_images
+from pixelmill.tasks.report.gallery import Layer, Tile, build_tiles, choose_images, ranking_name
 from pixelmill.tasks.report.palette import HUES, ClassColours, assign_colours, colour_css
 from pixelmill.tasks.report.plots import (
     Bar,
@@ -29,6 +30,7 @@ from pixelmill.tasks.report.plots import (
     line_chart,
     stacked_bar,
 )
+from pixelmill.tasks.report.references import load_references
 from pixelmill.tasks.report.summary import (
     ModelLedger,
     RunSummary,
@@ -54,6 +56,13 @@ KIND_TITLES = {
     "semantic": "Semantic regions",
     "captions": "Captions",
     "labels": "Image labels",
+}
+TRUTH_OF_KIND = {
+    "boxes": "instances",
+    "masks": "instances",
+    "semantic": "semantic",
+    "captions": "captions",
+    "labels": "labels",
 }
 TASK_TITLES = {
     "detection": "object detection",
@@ -168,8 +177,8 @@ def _evaluation_view(
 ) -> EvaluationView:
     names = tuple(dict.fromkeys(name for row in result.per_class for name in row.values))
     return EvaluationView(
-        title=KIND_TITLES.get(result.kind, result.kind),
-        truth=truth.get(result.kind, ""),
+        title=KIND_TITLES[result.kind],
+        truth=truth.get(TRUTH_OF_KIND[result.kind], ""),
         result=result,
         value_names=names,
         plots=tuple(_evaluation_plots(result, names, colours)),
@@ -217,12 +226,13 @@ def _prediction_plots(
         facts.append(("Captions", format_count(len(captions))))
         facts.append(("Different captions", format_count(captions["text"].nunique())))
         lengths = np.bincount(captions["n_tokens"])
+        shortest = int(np.flatnonzero(lengths)[0])
         plots.append(
             Plot(
                 "Captions by length",
                 histogram(
-                    [length - 0.5 for length in range(len(lengths) + 1)],
-                    lengths.tolist(),
+                    [length - 0.5 for length in range(shortest, len(lengths) + 1)],
+                    lengths[shortest:].tolist(),
                     title="Captions by length",
                     x_label="tokens",
                 ),
@@ -306,7 +316,8 @@ def _tiles(
         empty_ids=_empty_ids(store, models, images["image_id"]),
         count=max_gallery,
     )
-    return build_tiles(store, picks, models, evaluation, colours)
+    references = load_references(evaluation, [pick.path for pick in picks], images["path"])
+    return build_tiles(store, picks, models, evaluation, references, colours)
 
 
 def format_bytes(size: float) -> str:
@@ -324,6 +335,17 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_moment(text: str) -> str:
+    """ISO 8601 to the minute, in UTC; anything else as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    if moment.tzinfo is None:
+        return f"{moment:%Y-%m-%d %H:%M}"
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +390,11 @@ def _percent(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") + "%"
 
 
+def format_share(share: float) -> str:
+    """A share in [0, 1] in whole per cent."""
+    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else "< 1 %"
+
+
 def _class_scores(layer: Layer) -> str:
     """`number:score` of each class shown, the best score each, for the filters."""
     best: dict[int, float] = {}
@@ -383,7 +410,9 @@ def _describe(tile: Tile) -> str:
     for layer in tile.layers:
         counts = Counter(box.class_name for box in layer.boxes if box.score >= SHOWN_SCORE)
         said = [f"{count} {name}" for name, count in counts.most_common()]
-        said += [f"{region.class_name} {region.share:.0%}" for region in layer.regions[:5]]
+        said += [
+            f"{region.class_name} {format_share(region.share)}" for region in layer.regions[:5]
+        ]
         said += [f"{label.class_name} {label.score:.2f}" for label in layer.labels[:1]]
         said += [f"“{caption}”" for caption in layer.captions]
         parts.append(f"{layer.model_key}: {', '.join(said) or 'nothing'}")
@@ -399,20 +428,22 @@ def _layer_titles(tiles: Sequence[Tile]) -> dict[str, str]:
         ("regions", "Regions", any(layer.regions_uri for layer in layers)),
         ("captions", "Captions", any(layer.captions for layer in layers)),
         ("labels", "Labels", any(layer.labels for layer in layers)),
+        ("truth", "Truth", any(tile.true_boxes or tile.true_captions for tile in tiles)),
     )
     return {css: title for css, title, there in kinds if there}
 
 
 def _tile_orders(
-    tiles: Sequence[Tile], models: Mapping[str, ModelSpec]
+    evaluation: Evaluation | None, models: Mapping[str, ModelSpec]
 ) -> dict[tuple[str, str, str], str]:
-    """The evaluations' first value per image -> title, to sort the gallery by."""
-    orders: dict[tuple[str, str, str], str] = {}
-    for value in (value for tile in tiles for value in tile.values):
-        if not any(key[:2] == (value.model_key, value.kind) for key in orders):
-            title = f"{models[value.model_key].name}, {KIND_TITLES[value.kind]}: {value.name}"
-            orders[value.model_key, value.kind, value.name] = title
-    return orders
+    """(model key, kind, value name) that the gallery can be sorted by -> title."""
+    return {
+        (result.model_key, result.kind, name): (
+            f"{models[result.model_key].name}, {KIND_TITLES[result.kind].lower()}: {name}"
+        )
+        for result in (evaluation.models if evaluation else ())
+        if (name := ranking_name(result)) is not None
+    }
 
 
 def _environment(
@@ -440,8 +471,10 @@ def _environment(
         "colour": colours.css,
         "count": format_count,
         "describe": _describe,
+        "moment": format_moment,
         "percent": _percent,
         "seconds": format_seconds,
+        "share": format_share,
         "sort_values": sort_values,
         "value": format_value,
     }
@@ -493,7 +526,7 @@ def build_report(
     colours = assign_colours(_class_names(models, evaluation))
     views = list(_model_views(store, models, summary, evaluation, images["image_id"], colours))
     tiles = _tiles(store, collection, models, evaluation, images, colours, max_gallery)
-    orders = _tile_orders(tiles, models)
+    orders = _tile_orders(evaluation, models)
     stages = _stage_rows(summary)
     # exactly what stands between the tags, or the policy refuses it
     style = "\n".join(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.decode import DecodeError, decode_image
-from pixelmill.tasks.metrics.results import Evaluation
+from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
 from pixelmill.tasks.report.palette import ClassColours
 from pixelmill.tasks.report.pictures import (
     encode_picture,
@@ -22,10 +22,11 @@ from pixelmill.tasks.report.pictures import (
     shrink_mask,
     trace_outline,
 )
+from pixelmill.tasks.report.references import References, TrueBox
 from pixelmill.tasks.sources import read_bytes
 from pixelmill.tasks.store import Store
 
-__all__ = ["Box", "Layer", "Pick", "Tile", "Value", "build_tiles", "choose_images"]
+__all__ = ["Box", "Layer", "Pick", "Tile", "Value", "build_tiles", "choose_images", "ranking_name"]
 
 # Pictures of all tiles together, before base64, so that a report stays small enough to mail.
 _PICTURES_BYTES = 9_000_000
@@ -33,6 +34,8 @@ _MAX_PICTURE_BYTES = 120_000
 _MAX_BOXES = 60
 _MAX_PIXELS = 400_000_000
 _OUTLINE_EDGE = 240
+# of the numbers per image, the one that ranks: higher is better
+_RANKING = ("F1", "mIoU", "CIDEr-D", "top-1")
 _BACKGROUND = frozenset({"background", "__background__", "void", "unlabeled", "unlabelled"})
 
 
@@ -143,20 +146,27 @@ class Tile:
     reasons: tuple[str, ...]
     layers: tuple[Layer, ...]
     values: tuple[Value, ...]
+    true_boxes: tuple[TrueBox, ...] = ()
+    true_captions: tuple[str, ...] = ()
 
 
-def _primary_values(evaluation: Evaluation | None) -> list[list[tuple[float, str]]]:
-    """Per evaluated model: (first value, image path), lowest first; undefined ones left out."""
+def ranking_name(result: ModelEvaluation) -> str | None:
+    """Which of the numbers per image says how well the image went; None without any."""
+    names = list(dict.fromkeys(name for row in result.per_image for name in row.values))
+    return next((name for name in _RANKING if name in names), names[0] if names else None)
+
+
+def _rankings(evaluation: Evaluation | None) -> list[list[str]]:
+    """Per evaluated model: image paths, lowest value first; undefined ones left out."""
     ranked = []
-    for model in evaluation.models if evaluation else ():
+    for result in evaluation.models if evaluation else ():
+        name = ranking_name(result)
         values = [
-            (value, row.path)
-            for row in model.per_image
-            for value in list(row.values.values())[:1]
-            if math.isfinite(value)
+            (row.values[name], row.path)
+            for row in result.per_image
+            if name in row.values and math.isfinite(row.values[name])
         ]
-        if values:
-            ranked.append(sorted(values))
+        ranked.append([path for _, path in sorted(values)])
     return ranked
 
 
@@ -184,7 +194,7 @@ def choose_images(
 
     Args:
         images: path, image_id and source_uri of every image that may be shown.
-        evaluation: its `per_image` rows name images by path; the first value ranks them.
+        evaluation: its `per_image` rows name images by path and rank them.
         failed: path -> source_uri of images that could not be scored.
         empty_ids: image_ids with an empty prediction.
         count: images at most.
@@ -196,9 +206,7 @@ def choose_images(
     known = known[~known["path"].isin(list(failed))].sort_values("image_id")
     id_of = dict(zip(known["path"], known["image_id"], strict=True))
     uri_of = dict(zip(known["path"], known["source_uri"], strict=True))
-    ranked = [
-        [path for _, path in values if path in id_of] for values in _primary_values(evaluation)
-    ]
+    ranked = [[path for path in paths if path in id_of] for paths in _rankings(evaluation)]
     special = count // 10
     failed_paths = sorted(failed)[: special or int(not len(known))]
     empty = [path for path in id_of if id_of[path] in empty_ids][:special]
@@ -379,6 +387,7 @@ def build_tiles(
     picks: Sequence[Pick],
     models: Mapping[str, ModelSpec],
     evaluation: Evaluation | None,
+    references: References,
     colours: ClassColours,
     *,
     read_picture: Callable[[str, int], tuple[str | None, str, tuple[int, int]]] = _read_picture,
@@ -390,6 +399,7 @@ def build_tiles(
         picks: the images, in the order shown; an unreadable one becomes a tile that says so.
         models: model_key -> spec, in the report's order.
         evaluation: gives each image its values.
+        references: give it its truth.
         colours: of all classes of the report.
         read_picture: (source_uri, bytes at most) -> data URI or None, the reason, original (H, W).
     """
@@ -424,6 +434,8 @@ def build_tiles(
                 reasons=pick.reasons,
                 layers=tuple(layer for layer in layers if layer is not None),
                 values=tuple(values.get(pick.path, ())),
+                true_boxes=references.boxes.get(pick.path, ()),
+                true_captions=references.captions.get(pick.path, ()),
             )
         )
     return tuple(tiles)

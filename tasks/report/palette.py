@@ -5,9 +5,23 @@ from dataclasses import dataclass
 
 __all__ = ["HUES", "ClassColours", "assign_colours", "colour_css"]
 
-# Paul Tol's "vibrant" and "bright" schemes, less the pairs that a colour-blind reader confuses.
+# Of Paul Tol's "vibrant", "bright" and "muted" schemes, less the pairs that a colour-blind reader
+# confuses; the first seven are the most distinct, and most reports need no more.
 # Source: https://personal.sron.nl/~pault/ (SRON/EPS/TN/09-002, issue 3.2).
-_BASE = ("#0077bb", "#ee7733", "#009988", "#cc3311", "#aa3377", "#33bbee", "#bbaa22")
+_BASE = (
+    "#0077bb",
+    "#ee7733",
+    "#009988",
+    "#cc3311",
+    "#aa3377",
+    "#33bbee",
+    "#bbaa22",
+    "#6a6fd6",
+    "#ddcc77",
+    "#117733",
+    "#cc6677",
+    "#882255",
+)
 _WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
 

@@ -56,9 +56,9 @@ class Part:
 def format_value(value: float) -> str:
     """A metric as shown: three decimals, fewer when it is large, a dash when undefined."""
     if math.isnan(value):
-        return "–"
+        return "\u2013"
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else "-∞"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
@@ -139,53 +139,59 @@ def _tick_text(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The plotting area and its scales."""
+    """The plotting area in the plot's pixels, and the values that its edges stand for."""
 
     left: float
     top: float
     right: float
     bottom: float
-    x_ticks: Sequence[float]
-    y_ticks: Sequence[float]
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        low, high = self.x_ticks[0], self.x_ticks[-1]
+        low, high = self.x_range
         return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        low, high = self.y_ticks[0], self.y_ticks[-1]
+        low, high = self.y_range
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
     def axes(self, x_label: str, y_label: str) -> Markup:
-        marks = [
-            _element(
-                "path",
-                d="".join(
-                    f"M{_number(self.left)} {_number(self.y(tick))}H{_number(self.right)}"
-                    for tick in self.y_ticks
+        x_ticks = _ticks_within(self.x_range)
+        y_ticks = _ticks_within(self.y_range)
+        lines = (
+            f"M{_number(self.left)} {_number(self.y(tick))}H{_number(self.right)}"
+            for tick in y_ticks
+        )
+        return Markup("").join(
+            [
+                _element("path", d="".join(lines), class_="grid"),
+                *(
+                    _text(self.left - 7, self.y(tick) + 4, _tick_text(tick), "tick", "end")
+                    for tick in y_ticks
                 ),
-                class_="grid",
-            )
-        ]
-        marks += [
-            _text(self.left - 7, self.y(tick) + 4, _tick_text(tick), "tick", "end")
-            for tick in self.y_ticks
-        ]
-        marks += [
-            _text(self.x(tick), self.bottom + 17, _tick_text(tick), "tick", "middle")
-            for tick in self.x_ticks
-        ]
-        marks.append(_text(self.right, self.bottom + 35, x_label, "axis", "end"))
-        marks.append(_text(self.left - 7, self.top - 12, y_label, "axis", "start"))
-        return Markup("").join(marks)
+                *(
+                    _text(self.x(tick), self.bottom + 17, _tick_text(tick), "tick", "middle")
+                    for tick in x_ticks
+                ),
+                _text(self.right, self.bottom + 35, x_label, "axis", "end"),
+                _text(self.left - 7, self.top - 12, y_label, "axis"),
+            ]
+        )
 
 
-def _ticks_of(values: Sequence[float]) -> list[float]:
-    """Ticks of an axis: [0, 1] in fifths for shares, else round numbers from zero or below."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
+def _ticks_within(bounds: tuple[float, float]) -> list[float]:
+    low, high = bounds
+    return [tick for tick in nice_ticks(low, high) if low <= tick <= high]
+
+
+def _range_of(values: Sequence[float]) -> tuple[float, float]:
+    """From zero or below to a round number: [0, 1] for shares that fill some of it."""
+    low, high = min(values), max(values)
     if low >= 0 and 0.2 < high <= 1:
-        return [0, 0.2, 0.4, 0.6, 0.8, 1]
-    return nice_ticks(min(low, 0.0), high)
+        return 0.0, 1.0
+    ticks = nice_ticks(min(low, 0.0), high)
+    return ticks[0], ticks[-1]
 
 
 def line_chart(
@@ -218,8 +224,8 @@ def line_chart(
         top=30,
         right=_WIDTH - 12,
         bottom=height - 44,
-        x_ticks=_ticks_of([x for x, _ in every]),
-        y_ticks=_ticks_of([y for _, y in every]),
+        x_range=_range_of([x for x, _ in every]),
+        y_range=_range_of([y for _, y in every]),
     )
     series = []
     # the coloured ones last, so that they lie on top
@@ -332,8 +338,8 @@ def histogram(
         top=30,
         right=_WIDTH - 12,
         bottom=height - 44,
-        x_ticks=_ticks_of(edges),
-        y_ticks=nice_ticks(0, max(counts), 4),
+        x_range=(edges[0], edges[-1]),
+        y_range=_range_of([0, max(max(counts), 2)]),
     )
     marks = []
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -407,7 +413,8 @@ def heat_map(confusion: Confusion, *, title: str) -> Markup:
         return _nothing(title)
     folded = _fold(confusion)
     left = _label_width(folded.rows, 16)
-    cell = min((_WIDTH - left - 4) / len(folded.columns), 52.0)
+    # the last column's slanted name reaches beyond its cell
+    cell = min((_WIDTH - left - 36) / len(folded.columns), 52.0)
     tall = min(cell, 34.0)
     top = _label_width(folded.columns, 16) * 0.78 + 8
     marks = []

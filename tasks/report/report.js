@@ -156,6 +156,17 @@
   const details = document.getElementById("viewer-details");
   const visible = () => all(".tile:not(.gone)", grid);
   const current = () => tiles.find((tile) => `#${tile.id}` === decodeURIComponent(location.hash));
+  const switches = [...form.querySelectorAll("[name=hide]")].map((box) => {
+    const press = document.createElement("button");
+    press.type = "button";
+    press.textContent = box.parentNode.textContent.trim();
+    press.addEventListener("click", () => box.click());
+    const follow = () => press.setAttribute("aria-pressed", String(box.checked));
+    box.addEventListener("input", follow);
+    follow();
+    return press;
+  });
+  document.getElementById("viewer-layers").append(...switches);
   const show = (tile) => {
     document.getElementById("viewer-title").textContent = tile.dataset.path;
     const copy = tile.querySelector(".stage").cloneNode(true);
