@@ -19,6 +19,7 @@ import functools
 import io
 import logging
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -47,6 +48,8 @@ from pixelmill.tasks.engine.header import (
     DecodeReason,
     Header,
     ImageFormat,
+    heif_boxes,
+    heif_sizes,
     png_chunks,
     read_header,
     sniff_format,
@@ -135,6 +138,8 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _reason(err: Exception) -> DecodeReason:
+    if isinstance(err, Image.DecompressionBombError):  # a GIF frame that outgrows its screen
+        return "too_many_pixels"
     message = str(err).lower()
     if "truncated" in message or "premature end" in message or isinstance(err, EOFError):
         return "truncated"
@@ -167,12 +172,33 @@ def _decode_jpeg(
         if header.orientation >= 5:  # the decoder sees the image as stored
             least_height, least_width = least_width, least_height
         factor = 2  # 7/8 .. 5/8 cost more than the full size
+    decode = functools.partial(
+        simplejpeg.decode_jpeg,
+        colorspace="RGB",
+        min_height=least_height,
+        min_width=least_width,
+        min_factor=factor,
+    )
     try:
-        return simplejpeg.decode_jpeg(
-            data, "RGB", min_height=least_height, min_width=least_width, min_factor=factor
-        ), ()
+        return decode(data), ()
     except ValueError as err:
-        return _decode_odd_jpeg(data, err), ("unverified",)
+        unpadded = _without_padding(data, str(err))
+        if unpadded is None:
+            return _decode_odd_jpeg(data, err), ("unverified",)
+        return decode(unpadded), ()
+
+
+def _without_padding(data: bytes, message: str) -> bytes | None:
+    """A JPEG without the zeros before its end marker that some cameras write; None if it has none.
+
+    To libjpeg they are damage, and lost pixel data looks the same to it, but is not all zeros.
+    """
+    match = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
+    end = data.rfind(b"\xff\xd9")
+    padding = data[end - int(match[1]) : end] if match else b""
+    if not padding or padding.strip(b"\0"):
+        return None
+    return data[: end - len(padding)] + data[end:]
 
 
 def _decode_odd_jpeg(data: bytes, err: ValueError) -> Pixels:
@@ -248,7 +274,15 @@ def _decode_webp(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]
     raise DecodeError("corrupt", "WebP without an image")
 
 
+def _check_heif(data: bytes, max_pixels: int) -> None:
+    for kind, _, end in heif_boxes(data):
+        if end > len(data):
+            raise DecodeError("truncated", f"the file ends within its {kind!r} box")
+    _check_pixels(*heif_sizes(data)[0], max_pixels)  # a small displayed part may be cut from it
+
+
 def _decode_avif(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
+    _check_heif(data, max_pixels)
     if b"avis" in data[8 : int.from_bytes(data[:4], "big")]:
         image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
         _check_pixels(*image.size, max_pixels)
@@ -259,14 +293,11 @@ def _decode_avif(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]
 
 
 def _decode_heic(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
+    _check_heif(data, max_pixels)
     try:
         decoded = decoders.decode_heic(_encoded(data), mode="RGB_ALPHA")
-    except (RuntimeError, ImportError, OSError) as err:
-        if "libheif" in str(err).lower() and "install" in str(err).lower():
-            raise DecodeError(
-                "unsupported", "HEIC needs libheif on this machine: apt install libheif1"
-            ) from err
-        raise
+    except ImportError as err:  # says that libheif has to be installed, and how
+        raise DecodeError("unsupported", str(err)) from err
     return _interleaved(decoded), ("first_frame",) if decoded.ndim == 4 else ()
 
 

@@ -309,15 +309,22 @@ def _first_directory(data: bytes, wanted: tuple[int, ...]) -> dict[int, int]:
 
 
 def _read_avif(data: bytes) -> Header:
-    return Header("avif", *_primary_item_size(data))
+    return Header("avif", *heif_sizes(data)[1])
 
 
 def _read_heic(data: bytes) -> Header:
-    return Header("heic", *_primary_item_size(data))
+    return Header("heic", *heif_sizes(data)[1])
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Boxes of [start, end): type, first and one past the last byte of the body."""
+def heif_boxes(
+    data: bytes, start: int = 0, end: int | None = None
+) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes of [start, end): type, first and one past the last byte of the body.
+
+    Raises:
+        DecodeError: `truncated` or `corrupt`, by the sizes that the boxes state.
+    """
+    end = len(data) if end is None else end
     while start < end:
         size, kind = struct.unpack_from(">I4s", data, start)
         body = start + 8
@@ -333,32 +340,38 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _find_box(data: bytes, start: int, end: int, wanted: bytes) -> tuple[int, int]:
-    for kind, body, box_end in _boxes(data, start, end):
+    box_end = start
+    for kind, body, box_end in heif_boxes(data, start, end):
+        if box_end > len(data):
+            break
         if kind == wanted:
-            if box_end > len(data):
-                raise IndexError
             return body, box_end
+    if box_end > len(data):
+        raise IndexError
     raise DecodeError("unsupported", f"no {wanted.decode()} box: not a still image")
 
 
-def _primary_item_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the primary item, turned by its `irot` (ISO/IEC 23008-12, 6.5)."""
-    start, end = _find_box(data, 0, max(len(data), 8), b"meta")
+def heif_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of the primary item: as coded, and as displayed (ISO/IEC 23008-12, 6.5)."""
+    start, end = _find_box(data, 0, len(data), b"meta")
     start += 4
     pitm, _ = _find_box(data, start, end, b"pitm")
     (primary,) = struct.unpack_from(">I" if data[pitm] else ">H", data, pitm + 4)
     iprp = _find_box(data, start, end, b"iprp")
-    properties = list(_boxes(data, *_find_box(data, *iprp, b"ipco")))
-    width = height = turns = 0
+    properties = list(heif_boxes(data, *_find_box(data, *iprp, b"ipco")))
+    coded = width, height = 0, 0
     for index in _associated_properties(data, _find_box(data, *iprp, b"ipma")[0], primary):
         if not 1 <= index <= len(properties):  # 0 says "none"
             continue
         kind, body, _ = properties[index - 1]
         if kind == b"ispe":
-            width, height = struct.unpack_from(">II", data, body + 4)
-        elif kind == b"irot":
-            turns = data[body] & 3
-    return (height, width) if turns % 2 else (width, height)
+            coded = width, height = struct.unpack_from(">II", data, body + 4)
+        elif kind == b"clap":
+            width_n, width_d, height_n, height_d = struct.unpack_from(">4I", data, body)
+            width, height = width_n // max(width_d, 1), height_n // max(height_d, 1)
+        elif kind == b"irot" and data[body] & 1:
+            width, height = height, width
+    return coded, (width, height)
 
 
 def _associated_properties(data: bytes, ipma: int, item: int) -> list[int]:
