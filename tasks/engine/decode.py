@@ -336,9 +336,18 @@ def _decode_bmp(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
     return _from_pillow(BmpImagePlugin.BmpImageFile(io.BytesIO(data)), max_pixels), ()
 
 
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """As Pillow's, but without Pillow's pixel limit, which it would apply again here."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        ImageFile.ImageFile.load_prepare(self)
+
+
 def _decode_tiff(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
     _silence_libtiff()
-    image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    image = _Tiff(io.BytesIO(data))
     flags = ("first_frame",) if getattr(image, "n_frames", 1) > 1 else ()
     return _from_pillow(image, max_pixels), flags
 
