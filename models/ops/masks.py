@@ -72,7 +72,7 @@ def linear_axis(
         start: first pixel.
         stop: pixel after the last.
         length: elements of the source.
-        scale: source elements per pixel.
+        scale: source elements per pixel; negative where the source is mirrored.
         offset: source coordinate of the pixels' origin.
         limit: source coordinate where the picture ends; positions stop half an element before.
     """
@@ -176,8 +176,8 @@ def _band(view: PlacedScores, start: int, stop: int) -> tuple[int, int]:
 def _source_rows(view: PlacedScores, first: int, last: int) -> tuple[Tensor, Axis]:
     """The part of the scores that a band of rows is made of, and the band's axis into it."""
     rows = view.rows.part(first, last)
-    low = int(rows.low[0])
-    part = view.scores[:, low : int(rows.high[-1]) + 1]
+    low, high = int(rows.low.min()), int(rows.high.max())
+    part = view.scores[:, low : high + 1]
     return part, Axis(rows.low - low, rows.high - low, rows.weight)
 
 
