@@ -50,11 +50,14 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
     tokenized = tokenize_captions(candidates)
     flat = iter(tokenize_captions([text for texts in references for text in texts]))
     tokenized_references = [[next(flat) for _ in texts] for texts in references]
-    bleus, bleu_per_image = bleu(tokenized, tokenized_references)
+    candidate_ngrams = [_ngrams(text) for text in tokenized]
+    reference_ngrams = [[_ngrams(text) for text in texts] for texts in tokenized_references]
+    bleus, bleu_per_image = _bleu(candidate_ngrams, reference_ngrams)
     rouge, rouge_per_image = rouge_l(tokenized, tokenized_references)
-    cider, cider_per_image = cider_d(tokenized, tokenized_references)
+    corpus = _CiderCorpus(reference_ngrams)
+    cider, cider_per_image = corpus.score(candidate_ngrams)
     baseline = most_frequent_caption(tokenized_references)
-    baseline_cider, _ = cider_d([baseline] * len(tokenized), tokenized_references)
+    baseline_cider, _ = corpus.score([_ngrams(baseline)] * len(tokenized))
     return CaptionScores(
         metrics=_metrics(bleus, rouge, cider, baseline, baseline_cider),
         per_image=tuple(
@@ -142,28 +145,33 @@ def bleu(
         ValueError: no images, lengths differ, or an image has no reference.
     """
     _check(candidates, references)
-    total = [0] * (2 + 2 * MAX_ORDER)
-    per_image = []
-    for candidate, texts in zip(candidates, references, strict=True):
-        counts = _bleu_counts(candidate, texts)
-        per_image.append(_bleu_from(counts))
-        total = [a + b for a, b in zip(total, counts, strict=True)]
-    return _bleu_from(total), per_image
-
-
-def _bleu_counts(candidate: str, references: Sequence[str]) -> list[int]:
-    """Candidate length, closest reference length, then guesses and hits of each order."""
-    most: Counter[NGram] = Counter()
-    for text in references:
-        most |= _ngrams(text)
-    length = len(candidate.split())
-    closest = min(
-        (len(text.split()) for text in references), key=lambda other: (abs(other - length), other)
+    return _bleu(
+        [_ngrams(text) for text in candidates],
+        [[_ngrams(text) for text in texts] for texts in references],
     )
+
+
+def _bleu(
+    candidates: Sequence[Counter[NGram]], references: Sequence[Sequence[Counter[NGram]]]
+) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
+    counts = [_bleu_counts(*pair) for pair in zip(candidates, references, strict=True)]
+    total = [sum(column) for column in zip(*counts, strict=True)]
+    return _bleu_from(total), [_bleu_from(one) for one in counts]
+
+
+def _num_tokens(ngrams: Counter[NGram]) -> int:
+    return sum(count for ngram, count in ngrams.items() if len(ngram) == 1)
+
+
+def _bleu_counts(candidate: Counter[NGram], references: Sequence[Counter[NGram]]) -> list[int]:
+    """Candidate length, closest reference length, then guesses and hits of each order."""
+    length = _num_tokens(candidate)
+    closest = min(map(_num_tokens, references), key=lambda other: (abs(other - length), other))
     guesses = [max(0, length - order) for order in range(MAX_ORDER)]
     hits = [0] * MAX_ORDER
-    for ngram, count in _ngrams(candidate).items():
-        hits[len(ngram) - 1] += min(most.get(ngram, 0), count)
+    for ngram, count in candidate.items():
+        most = max(reference.get(ngram, 0) for reference in references)
+        hits[len(ngram) - 1] += min(most, count)
     return [length, closest, *guesses, *hits]
 
 
@@ -247,17 +255,8 @@ def cider_d(
         ValueError: no images, lengths differ, or an image has no reference.
     """
     _check(candidates, references)
-    counts = [[_ngrams(text) for text in texts] for texts in references]
-    frequency: Counter[NGram] = Counter()
-    for texts in counts:
-        frequency.update(set().union(*texts))
-    weights = _InverseFrequency(frequency, len(references))
-    per_image = []
-    for candidate, texts in zip(candidates, counts, strict=True):
-        hypothesis = weights.vector(_ngrams(candidate))
-        similarities = [_similarity(hypothesis, weights.vector(text)) for text in texts]
-        per_image.append(10 * math.fsum(similarities) / len(similarities))
-    return math.fsum(per_image) / len(per_image), per_image
+    corpus = _CiderCorpus([[_ngrams(text) for text in texts] for texts in references])
+    return corpus.score([_ngrams(text) for text in candidates])
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,16 +268,28 @@ class _Vector:
     length: int
 
 
-class _InverseFrequency:
-    """Turns counts into tf-idf vectors, remembering each n-gram's logarithm."""
+class _CiderCorpus:
+    """References as tf-idf vectors, to score any number of candidate sets against."""
 
-    def __init__(self, frequency: Counter[NGram], num_images: int) -> None:
-        log_images = math.log(num_images)
-        self._unseen = log_images
-        self._idf = {ngram: log_images - math.log(n) for ngram, n in frequency.items()}
+    def __init__(self, references: Sequence[Sequence[Counter[NGram]]]) -> None:
+        frequency: Counter[NGram] = Counter()
+        for texts in references:
+            frequency.update(set().union(*texts))
+        self._log_images = math.log(len(references))
+        self._idf = {ngram: self._log_images - math.log(n) for ngram, n in frequency.items()}
+        self._references = [[self._vector(text) for text in texts] for texts in references]
 
-    def vector(self, counts: Counter[NGram]) -> _Vector:
-        weights = {ngram: n * self._idf.get(ngram, self._unseen) for ngram, n in counts.items()}
+    def score(self, candidates: Iterable[Counter[NGram]]) -> tuple[float, list[float]]:
+        per_image = []
+        for candidate, texts in zip(candidates, self._references, strict=True):
+            hypothesis = self._vector(candidate)
+            similarities = [_similarity(hypothesis, text) for text in texts]
+            per_image.append(10 * math.fsum(similarities) / len(similarities))
+        return math.fsum(per_image) / len(per_image), per_image
+
+    def _vector(self, counts: Counter[NGram]) -> _Vector:
+        unseen = self._log_images
+        weights = {ngram: n * self._idf.get(ngram, unseen) for ngram, n in counts.items()}
         squares = [0.0] * MAX_ORDER
         length = 0
         for ngram, weight in weights.items():
