@@ -336,9 +336,10 @@ class Store:
         if not plan_table.schema.equals(PLAN):
             raise ValueError(f"expected the schema\n{PLAN}\ngot\n{plan_table.schema}")
         data = encode_table(plan_table.sort_by("shard"), row_group_rows=_PLAN_ROW_GROUP_ROWS)
-        self.backend.put(layout.plan_key(record.run_id), data)
-        if not self.backend.create(
-            layout.run_key(record.run_id), record.model_dump_json().encode()
+        text = record.model_dump_json().encode()
+        if not (
+            self.backend.create(layout.plan_key(record.run_id), data)
+            and self.backend.create(layout.run_key(record.run_id), text)
         ):
             raise FileExistsError(f"run {record.run_id} exists in {self.root}")
 

@@ -152,11 +152,12 @@ def test_wrong_identities_are_refused(store, fakes, run):
     writer, image = ShardWriter(store, run, 0), image_of(fakes, "0" * 32)
     with pytest.raises(KeyError, match="no model 'other'"):
         writer.add_image(image, "other", ImagePrediction())
+    short = dataclasses.replace(image, image_id="0" * 31)
     with pytest.raises(ValueError, match="32 hex"):
-        short = dataclasses.replace(image, image_id="0" * 31)
         writer.add_image(short, fakes.INSTANCE.key, ImagePrediction())
+    elsewhere = CatalogRow("other", "a", "/a", 1, "1", "0" * 32)
     with pytest.raises(ValueError, match="collection 'slides'"):
-        writer.add_catalog(CatalogRow("other", "a", "/a", 1, "1", "0" * 32))
+        writer.add_catalog(elsewhere)
 
 
 def test_a_shard_of_failures_only_commits(store, fakes):
