@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pixelmill.configs.schema import TrainConfig
+from pixelmill.models.build import EMBEDDED, locate_weights
 from pixelmill.models.checkpoint import CheckpointMeta, load_matching, load_state, save_checkpoint
 from pixelmill.models.losses import weighted_sum
 from pixelmill.models.spec import Arguments
 from pixelmill.models.targets import Target
-from pixelmill.models.weights import embedded_path
 from pixelmill.models.zoo import ARCHITECTURES, Architecture
 from pixelmill.tasks.augment import change_colours, move_image, move_target, sample_window
 from pixelmill.tasks.datasets import Dataset, Example, load_dataset
@@ -162,8 +162,7 @@ def _arguments(config: TrainConfig, dataset: Dataset) -> Arguments:
 
 def _start_from(module: nn.Module, config: TrainConfig, base: Path) -> None:
     name = str(config.init)
-    embedded = name.removeprefix("embedded:")
-    path = base / name if embedded == name else embedded_path(embedded)
+    path = locate_weights(name if name.startswith(EMBEDDED) else str(base / name))
     if load_matching(module, load_state(path)) == 0:
         raise ValueError(f"{config.name}: no tensor of {name!r} fits {config.architecture}")
 
