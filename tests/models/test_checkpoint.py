@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from pixelmill.configs.schema import PreprocessConfig
@@ -70,7 +71,7 @@ def test_only_tensors_that_fit_are_taken_over(module):
 
 @pytest.mark.parametrize("read", [read_metadata, load_state])
 def test_a_file_that_is_not_there_is_named(tmp_path, read):
-    with pytest.raises(FileNotFoundError, match="missing.safetensors"):
+    with pytest.raises(FileNotFoundError, match="missing"):
         read(tmp_path / "missing.safetensors")
 
 
@@ -82,8 +83,6 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path, read):
 
 
 def test_a_checkpoint_of_others_says_what_to_do(tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="name architecture, classes and preprocess"):
         read_metadata(tmp_path / "a.safetensors")
