@@ -5,10 +5,13 @@ credentials and endpoint from the providers' usual environment variables; any ot
 fsspec implementation of its scheme.
 """
 
+import fnmatch
 import functools
+import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
+from obstore.exceptions import GenericError
 from obstore.fsspec import FsspecStore
 
 from pixelmill.configs.schema import IngestConfig
@@ -134,12 +138,14 @@ def read_head(source_uri: str, num_bytes: int) -> bytes:
 
 
 def collection_name(source: str) -> str:
-    """A slug of the last part of a folder or URL: letters, digits, '.', '_' and '-'."""
+    """A slug of the last part of a folder or URL: ASCII letters, digits, '.', '_' and '-'."""
     local = _local_path(source)
     url = urlsplit(source)
     path = os.path.normpath(local) if local is not None else url.path
-    parts = [part for part in path.split("/") if part] or [url.netloc]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]).lstrip("-._") or "images"
+    name = next((part for part in reversed(path.split("/")) if part), url.netloc)
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_name).strip("-._")
+    return slug or f"images-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
 
 
 def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
@@ -174,9 +180,7 @@ def _compile_glob(glob: str) -> re.Pattern[str]:
     pattern = ""
     for token in re.findall(r"\*\*/|\*\*|\[!?\]?[^\]]*\]|.", glob.removeprefix("/"), re.DOTALL):
         if len(token) > 2 and token[0] == "[":
-            negated = token[1] == "!"
-            pattern += f"[{'^' if negated else ''}{re.escape(token[2 if negated else 1 : -1])}]"
-            pattern = pattern.replace(r"\-", "-")
+            pattern += fnmatch.translate(token).removeprefix("(?s:")[: -len(r")\Z")]
         else:
             pattern += tokens.get(token, re.escape(token))
     return re.compile(pattern, re.DOTALL)
@@ -216,17 +220,22 @@ def _list_local(root: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRo
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(root + folder) as entries:
                 for entry in entries:
+                    path = folder + entry.name
                     if entry.name.startswith("."):
                         continue
-                    path = folder + entry.name
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         (links if entry.is_symlink() else folders).append(path + "/")
-                    else:
-                        row = _file_row(entry, root, path, accepts)
-                        if row:
-                            yield row
+                    elif row := _file_row(entry, root, path, accepts):
+                        yield row
         except OSError as err:
-            yield _printable(folder) or ".", "unreadable_folder", _printable(str(err))
+            yield _printable(folder.rstrip("/")) or ".", "unreadable_folder", _printable(str(err))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or through a folder without permission
+        return False
 
 
 def _file_row(
@@ -239,7 +248,7 @@ def _file_row(
         if entry.is_symlink():
             return _printable(path), "broken_link", _printable(f"-> {Path(root + path).readlink()}")
         return None  # deleted since
-    except OSError as err:  # a link to itself, or behind a folder without permission
+    except OSError as err:
         return _printable(path), "unreadable_file", _printable(str(err))
     if not accepts(path):
         return None
@@ -262,8 +271,14 @@ def _list_url(source: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRo
     files, root = _open_url(source.rstrip("/"))
     prefix = root.rstrip("/") + "/"
     scheme = source.partition("://")[0]
-    found = files.find(root, detail=True)
-    if not found and not files.exists(root):
+    try:
+        found = files.find(root, detail=True)
+        is_missing = not found and not files.exists(root)
+    except GenericError as err:
+        if "NoSuchBucket" not in str(err):
+            raise
+        found, is_missing = {}, True
+    if is_missing:
         raise FileNotFoundError(
             f"nothing at {source!r}; check the bucket, the path and the credentials in the "
             "environment"
@@ -287,17 +302,19 @@ def _version(info: dict[str, Any]) -> str:
 def _open_url(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     scheme, _, path = url.partition("://")
-    files = _file_system(scheme, os.getpid())
+    endpoint = None
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    files = _file_system(scheme, endpoint, os.getpid())
     return files, path if scheme in _OBJECT_SCHEMES else files._strip_protocol(url)
 
 
 @functools.cache
-def _file_system(scheme: str, pid: int) -> Any:
-    """One client per scheme and process: connections are kept, and not shared by a fork."""
+def _file_system(scheme: str, endpoint: str | None, pid: int) -> Any:
+    """One client per place and process: connections are kept, and not shared by a fork."""
     if scheme not in _OBJECT_SCHEMES:
         return fsspec.filesystem(scheme)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if scheme != "s3" or not endpoint:
+    if endpoint is None:
         return FsspecStore(scheme)
     return FsspecStore(
         scheme,
