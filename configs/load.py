@@ -61,8 +61,9 @@ class ConfigError(ValueError):
 def load_config(name_or_path: str | Path) -> RunConfig:
     """Load a run's configuration.
 
-    Relative paths in the file (`images`, `weights`, `decode`) are relative to the file's folder,
-    and absolute in the result. Truth paths stay relative: to the folder that holds the images.
+    Relative paths (`images`, `weights`, `decode`) start from the file's folder, in a preset from
+    the working directory; they are absolute in the result. Truth paths stay as they are: they
+    start from the folder that holds the images.
 
     Args:
         name_or_path: a preset's name, such as `demo`, or a YAML file.
@@ -71,17 +72,17 @@ def load_config(name_or_path: str | Path) -> RunConfig:
         ConfigError: with every fault of the file.
     """
     path = find_config(name_or_path)
-    config = _load(path, RunConfig)
+    config, base = _load(path, RunConfig), _base(path)
     models = tuple(
         model.model_copy(
             update={
-                "weights": _absolute(model.weights, path.parent),
-                "decode": model.decode and _absolute(model.decode, path.parent),
+                "weights": _absolute(model.weights, base),
+                "decode": model.decode and _absolute(model.decode, base),
             }
         )
         for model in config.models
     )
-    images = config.images and _absolute(config.images, path.parent)
+    images = config.images and _absolute(config.images, base)
     return config.model_copy(update={"models": models, "images": images})
 
 
@@ -92,10 +93,10 @@ def load_train_config(name_or_path: str | Path) -> TrainConfig:
         ConfigError: with every fault of the file.
     """
     path = find_config(name_or_path, TRAIN_PRESETS)
-    config = _load(path, TrainConfig)
+    config, base = _load(path, TrainConfig), _base(path)
     places = {
-        name: _absolute(value, path.parent)
-        for name in ("images", "truth", "split")
+        name: _absolute(value, base)
+        for name in ("images", "truth", "split", "init")
         if (value := getattr(config, name)) is not None
     }
     return config.model_copy(update=places)
@@ -342,6 +343,11 @@ def _close(word: str, known: Sequence[str] | Mapping[str, Any]) -> list[str]:
 
 def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
     return next((f"did you mean {match!r}?" for match in _close(word, known)), None)
+
+
+def _base(path: Path) -> Path:
+    """Where a file's relative paths start: an installed preset's own folder would mean nothing."""
+    return Path.cwd() if path.is_relative_to(PRESETS) else path.parent
 
 
 def _absolute(place: str, base: Path) -> str:

@@ -176,6 +176,7 @@ def _own_cluster(
         with restored_threads(), sigint_masked(), dask.config.set(spawning):
             cluster = stack.enter_context(kind(**options))
             client = stack.enter_context(Client(cluster, set_as_default=False))
+        client.forward_logging("pixelmill", level=logging.INFO)
         yield DaskPool(client, max_workers=num_workers, cluster=cluster)
 
 
@@ -192,6 +193,7 @@ def connect(address: str) -> Iterator[DaskPool]:
         raise ConnectionError(f"no Dask scheduler answers at {address}") from err
     with client:
         check_versions(client, address)
+        client.forward_logging("pixelmill", level=logging.INFO)
         yield DaskPool(client)
 
 

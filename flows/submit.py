@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pixelmill.flows.pool import Future, Outcome, Pool, ShardCall
+from pixelmill.tasks.transient import is_transient
 
 __all__ = [
     "FailedShard",
     "NoWorkersError",
     "RetryPolicy",
     "Submission",
-    "is_transient",
     "run_shards",
 ]
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 SLOTS_EVERY_S = 2.0
 WAIT_S = 0.5
-PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 class NoWorkersError(ConnectionError):
@@ -84,17 +83,6 @@ class Submission:
     num_again: Counter[str] = field(default_factory=Counter)
     failed: list[FailedShard] = field(default_factory=list)
     stopped: bool = False
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether a later try may succeed: storage, network, memory; not a missing file or a bug."""
-    if isinstance(error, PERMANENT):
-        return False
-    if isinstance(error, OSError | MemoryError):
-        return True
-    # obstore's errors and torch's OutOfMemoryError, without importing either
-    kind = type(error)
-    return kind.__module__.startswith("obstore") or kind.__name__ == "OutOfMemoryError"
 
 
 def run_shards(

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from pixelmill.configs.schema import IngestConfig
 from pixelmill.tasks.engine.header import DecodeError, read_header
 from pixelmill.tasks.sources import list_images, read_head
+from pixelmill.tasks.stage import stage
 
-__all__ = ["KNOWN_COLUMNS", "LISTING_SCHEMA", "Listing", "ingest", "input_keys"]
+__all__ = ["KNOWN_COLUMNS", "LISTING_SCHEMA", "Listing", "ingest", "ingest_task", "input_keys"]
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -111,3 +112,6 @@ def _read_size(source_uri: str) -> tuple[int | None, int | None]:
         else:
             return header.width, header.height
     return None, None
+
+
+ingest_task = stage("ingest")(ingest)

@@ -6,7 +6,7 @@ import pytest
 
 from pixelmill.flows import submit
 from pixelmill.flows.pool import InlinePool, Outcome
-from pixelmill.flows.submit import NoWorkersError, RetryPolicy, is_transient, run_shards
+from pixelmill.flows.submit import NoWorkersError, RetryPolicy, run_shards
 
 FAST = RetryPolicy(backoff_s=0.0)
 
@@ -156,22 +156,6 @@ def test_no_workers_and_no_healing_is_an_error_that_says_what_to_do(monkeypatch)
     monkeypatch.setattr(pool, "heal", lambda: False)
     with pytest.raises(NoWorkersError, match="start workers and run the same command again"):
         run(pool, range(3), policy=RetryPolicy(no_workers_s=-1))
-
-
-@pytest.mark.parametrize(
-    ("error", "transient"),
-    [
-        (ConnectionResetError(), True),
-        (TimeoutError(), True),
-        (MemoryError(), True),
-        (OSError(28, "No space left on device"), True),
-        (FileNotFoundError(), False),
-        (PermissionError(), False),
-        (ValueError(), False),
-    ],
-)
-def test_which_errors_are_transient(error, transient):
-    assert is_transient(error) is transient
 
 
 def test_inline_pool_scores_in_order_and_reports_errors():
