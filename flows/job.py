@@ -1,0 +1,169 @@
+"""What a scoring run is asked to do, and what that means here: folders, models, dates."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from pixelmill.configs.load import load_config
+from pixelmill.configs.schema import EvaluationConfig, RunConfig
+from pixelmill.flows.pool import count_cores, count_gpus, count_workers
+from pixelmill.models.build import resolve_model
+from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.ingest import KNOWN_COLUMNS
+from pixelmill.tasks.plan import Reprocess
+from pixelmill.tasks.sources import collection_name
+from pixelmill.tasks.store import Store
+
+__all__ = [
+    "DEFAULT_STORE",
+    "Job",
+    "ScoreParams",
+    "count_planned_workers",
+    "default_collection",
+    "find_truth",
+    "prepare_job",
+    "read_known",
+    "resolve_models",
+    "results_folder",
+]
+
+DEFAULT_STORE = "pixelmill-store"
+
+# A folder with such a name says nothing of what is in it; its parent does.
+GENERIC_NAMES = {
+    "data", "frames", "image", "images", "img", "imgs", "jpegimages", "jpg", "photos", "pictures",
+    "png", "test", "train", "val",
+}  # fmt: skip
+
+
+class ScoreParams(BaseModel):
+    """Parameters of the flow `score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | None = Field(
+        default=None, description="folder or URL of the images; left out: the config's `images`"
+    )
+    store: str = Field(
+        default=DEFAULT_STORE, description="where predictions go: a folder, s3://, gs:// or az://"
+    )
+    config: RunConfig | str = Field(
+        default="coco", description="a preset's name, a YAML file, or the whole configuration"
+    )
+    collection: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the images in the store; left out: from the folder's name",
+    )
+    date: str | None = Field(
+        default=None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="logical date of the batch, YYYY-MM-DD; left out: today",
+    )
+    reprocess: Reprocess = Field(
+        default="missing",
+        description="missing: what has no prediction; failed: also what failed for good; all: "
+        "everything is scored again, and what stands already is kept",
+    )
+    evaluate: bool = Field(default=True, description="compare with truth, where there is any")
+    report: bool = Field(default=True, description="write the HTML report")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A scoring run with everything found that its parameters left out.
+
+    Attributes:
+        source: absolute, or a URL.
+        truth: what the config names and is there; None if there is nothing.
+        truth_base: where relative truth paths start.
+    """
+
+    config: RunConfig
+    specs: tuple[ModelSpec, ...]
+    source: str
+    collection: str
+    date: str
+    truth: EvaluationConfig | None
+    truth_base: Path
+    num_workers: int
+
+
+def prepare_job(params: ScoreParams) -> Job:
+    """Find everything that the parameters leave out.
+
+    Raises:
+        ConfigError: the configuration has faults.
+        ValueError: no images are named, or a model is not complete.
+        OSError: weights are neither here nor to be had.
+    """
+    config = params.config
+    config = config if isinstance(config, RunConfig) else load_config(config)
+    source = params.source or config.images
+    if source is None:
+        raise ValueError(f"config {config.name!r} names no images; name a folder to score")
+    if "://" not in source:
+        source = str(Path(source).expanduser().resolve())
+    base = Path(source).parent if "://" not in source else Path.cwd()
+    return Job(
+        config=config,
+        specs=resolve_models(config),
+        source=source,
+        collection=params.collection or default_collection(source),
+        date=params.date or datetime.now(UTC).date().isoformat(),
+        truth=find_truth(config.evaluation, base) if params.evaluate else None,
+        truth_base=base,
+        num_workers=count_planned_workers(config.compute.cluster),
+    )
+
+
+def resolve_models(config: RunConfig) -> tuple[ModelSpec, ...]:
+    """The complete description of each model of a config; fetches weights where it has to."""
+    return tuple(resolve_model(model, Path.cwd()) for model in config.models)
+
+
+def find_truth(config: EvaluationConfig, base: Path) -> EvaluationConfig | None:
+    """The truth of a config that is there.
+
+    A preset's truth belongs to its own images; over another folder there is none.
+    """
+    kinds = ("instances", "semantic", "captions", "labels")
+    places = {kind: getattr(config, kind) for kind in kinds}
+    there = {kind: place for kind, place in places.items() if place and (base / place).exists()}
+    if not there:
+        return None
+    return config.model_copy(update=dict.fromkeys(kinds) | there)
+
+
+def default_collection(source: str) -> str:
+    """A name for the images of a folder: its own, with the parent's if that says nothing."""
+    name = collection_name(source)
+    if name.lower() not in GENERIC_NAMES:
+        return name
+    parent = source.rstrip("/").rpartition("/")[0]
+    return f"{collection_name(parent)}-{name}" if re.search(r"[^/:]", parent) else name
+
+
+def count_planned_workers(cluster: str) -> int:
+    """Workers that a cluster of this kind will have here; 1 where only its scheduler knows."""
+    if cluster == "cuda" or (cluster == "auto" and count_gpus()):
+        return max(1, count_gpus())
+    if cluster == "auto":
+        return count_cores()
+    return max(1, count_workers(cluster))
+
+
+def read_known(store: Store, collection: str) -> pa.Table:
+    """The catalog of a collection, as `ingest` wants it."""
+    return store.table("catalog", columns=KNOWN_COLUMNS, filters=[("collection", "=", collection)])
+
+
+def results_folder(store: Store, collection: str) -> Path:
+    """Where metrics and reports of a collection go: into a local store, else beside the caller."""
+    if "://" in store.root:
+        return Path.cwd() / "pixelmill-reports" / collection
+    return Path(store.root) / "reports" / collection

@@ -1,0 +1,16 @@
+"""Which errors may go away by themselves."""
+
+__all__ = ["is_transient"]
+
+PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a later try may succeed: storage, network, memory; not a missing file or a bug."""
+    if isinstance(error, PERMANENT):
+        return False
+    if isinstance(error, OSError | MemoryError):
+        return True
+    # obstore's errors and torch's OutOfMemoryError, without importing either
+    kind = type(error)
+    return kind.__module__.startswith("obstore") or kind.__name__ == "OutOfMemoryError"
