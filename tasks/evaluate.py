@@ -37,8 +37,9 @@ from pixelmill.tasks.metrics.segmentation import (
     mean_iou,
     score_confusion,
 )
+from pixelmill.tasks.stage import stage
+from pixelmill.tasks.store import Store
 from pixelmill.tasks.store.masks import read_planes
-from pixelmill.tasks.store.reader import Store
 from pixelmill.tasks.truth import (
     CaptionTruth,
     LabelTruth,
@@ -51,7 +52,7 @@ from pixelmill.tasks.truth import (
     read_label_map,
 )
 
-__all__ = ["evaluate", "save_evaluation"]
+__all__ = ["evaluate", "evaluate_task", "save_evaluation"]
 
 _HEADLINES: Mapping[Kind, tuple[str, ...]] = {
     "boxes": ("AP", "AP50", "AP75", "AR100"),
@@ -687,3 +688,6 @@ def _replace(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.new")
     aside.write_bytes(data)
     aside.replace(path)
+
+
+evaluate_task = stage("evaluate")(evaluate)
