@@ -17,9 +17,9 @@ import fakes
 
 from pixelmill.tasks.store import Store, publish
 
-KILL_CHANCE = 0.004
+KILL_CHANCE = 0.0015
 NUM_SCORERS, NUM_PUBLISHERS = 3, 2
-GROUP_SECONDS = 1.5
+GROUP_SECONDS = 3.0
 
 
 def deadly(call, chance):

@@ -14,7 +14,7 @@ import pytest
 from pixelmill.tasks.store import Store, publish
 
 SECONDS = 8
-NUM_IMAGES, OVERLAP = 60, 30
+NUM_IMAGES, OVERLAP = 45, 20
 
 
 @pytest.fixture
