@@ -107,7 +107,6 @@ def train(
         _start_from(module, config, base)
     average, losses = _fit(module, architecture, config, dataset.examples, on_epoch)
     weights = out / f"{config.name}.safetensors"
-    training = {"config": config.model_dump(mode="json"), "num_images": len(dataset.examples)}
     metadata = CheckpointMeta(
         name=config.name,
         task=config.task,
@@ -116,7 +115,7 @@ def train(
         classes=dataset.classes,
         vocabulary=dataset.vocabulary,
         preprocess=config.preprocess,
-        training=training,
+        training=_provenance(config, dataset),
     )
     save_checkpoint(weights, average, metadata)
     metrics = check_held_out(weights, dataset.source, dataset.held_out)
@@ -158,6 +157,17 @@ def _arguments(config: TrainConfig, dataset: Dataset) -> Arguments:
     if config.task == "captioning":
         return {**config.arguments, "vocabulary_size": len(dataset.vocabulary)}
     return {**config.arguments, "num_classes": len(dataset.classes)}
+
+
+def _provenance(config: TrainConfig, dataset: Dataset) -> dict[str, object]:
+    """Where the weights come from, without the paths of the machine that trained them."""
+    numbers = config.model_dump(mode="json", exclude={"images", "truth", "split", "init"})
+    return {
+        "config": numbers,
+        "images": Path(config.images).name,
+        "init": config.init and Path(config.init).name,
+        "num_images": len(dataset.examples),
+    }
 
 
 def _start_from(module: nn.Module, config: TrainConfig, base: Path) -> None:
