@@ -137,7 +137,7 @@ def _ledger_bar(ledger: ModelLedger) -> Markup:
 
 def _curve_plots(result: ModelEvaluation, colours: ClassColours) -> Iterable[Plot]:
     def css_of(name: str) -> str:
-        return colours.css(name) if name in colours.numbers else "accent"
+        return colours.css(name) if name in colours.numbers else "k-mean"
 
     for group, members in itertools.groupby(
         sorted(result.curves, key=lambda curve: curve.group), key=lambda curve: curve.group
@@ -450,7 +450,11 @@ def _environment(
     colours: ClassColours, orders: Mapping[tuple[str, str, str], str]
 ) -> jinja2.Environment:
     def sort_values(tile: Tile) -> list[tuple[str, str]]:
-        by_key = {(v.model_key, v.kind, v.name): v.value for v in tile.values}
+        by_key = {
+            (found.model_key, str(found.kind), name): value
+            for found in tile.numbers
+            for name, value in found.values.items()
+        }
         return [
             (f"v{number}", f"{by_key[key]:.6g}")
             for number, key in enumerate(orders)

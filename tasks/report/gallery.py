@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.decode import DecodeError, decode_image
-from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
+from pixelmill.tasks.metrics.results import Evaluation, Kind, ModelEvaluation
 from pixelmill.tasks.report.palette import ClassColours
 from pixelmill.tasks.report.pictures import (
     encode_picture,
@@ -26,14 +26,23 @@ from pixelmill.tasks.report.references import References, TrueBox
 from pixelmill.tasks.sources import read_bytes
 from pixelmill.tasks.store import Store
 
-__all__ = ["Box", "Layer", "Pick", "Tile", "Value", "build_tiles", "choose_images", "ranking_name"]
+__all__ = [
+    "Box",
+    "Layer",
+    "Numbers",
+    "Pick",
+    "Tile",
+    "build_tiles",
+    "choose_images",
+    "ranking_name",
+]
 
 # Pictures of all tiles together, before base64, so that a report stays small enough to mail.
 _PICTURES_BYTES = 9_000_000
 _MAX_PICTURE_BYTES = 120_000
 _MAX_BOXES = 60
 _MAX_PIXELS = 400_000_000
-_OUTLINE_EDGE = 240
+_OUTLINE_EDGE = 400
 # of the numbers per image, the one that ranks: higher is better
 _RANKING = ("F1", "mIoU", "CIDEr-D", "top-1")
 _BACKGROUND = frozenset({"background", "__background__", "void", "unlabeled", "unlabelled"})
@@ -117,13 +126,12 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """A number of an image in one evaluation."""
+class Numbers:
+    """What one evaluation says of an image."""
 
     model_key: str
-    kind: str
-    name: str
-    value: float
+    kind: Kind
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +153,7 @@ class Tile:
     note: str
     reasons: tuple[str, ...]
     layers: tuple[Layer, ...]
-    values: tuple[Value, ...]
+    numbers: tuple[Numbers, ...]
     true_boxes: tuple[TrueBox, ...] = ()
     true_captions: tuple[str, ...] = ()
 
@@ -404,15 +412,13 @@ def build_tiles(
         read_picture: (source_uri, bytes at most) -> data URI or None, the reason, original (H, W).
     """
     image_ids = [pick.image_id for pick in picks if pick.image_id]
-    rows = {key: _read_rows(store, key, image_ids) for key in models}
+    rows = {key: _read_rows(store, key, image_ids) for key in models if image_ids}
     max_bytes = min(_MAX_PICTURE_BYTES, _PICTURES_BYTES // max(len(picks), 1))
-    values: dict[str, list[Value]] = {}
-    for model in evaluation.models if evaluation else ():
-        for row in model.per_image:
-            values.setdefault(row.path, []).extend(
-                Value(model.model_key, model.kind, name, value)
-                for name, value in row.values.items()
-            )
+    numbers: dict[str, list[Numbers]] = {}
+    for result in evaluation.models if evaluation else ():
+        for row in result.per_image:
+            found = Numbers(result.model_key, result.kind, row.values)
+            numbers.setdefault(row.path, []).append(found)
     with ThreadPoolExecutor(max_workers=4) as pool:
         pictures = list(pool.map(lambda pick: read_picture(pick.source_uri, max_bytes), picks))
     tiles = []
@@ -433,7 +439,7 @@ def build_tiles(
                 note=note,
                 reasons=pick.reasons,
                 layers=tuple(layer for layer in layers if layer is not None),
-                values=tuple(values.get(pick.path, ())),
+                numbers=tuple(numbers.get(pick.path, ())),
                 true_boxes=references.boxes.get(pick.path, ()),
                 true_captions=references.captions.get(pick.path, ()),
             )

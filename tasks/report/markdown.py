@@ -1,4 +1,4 @@
-"""An evaluation and a run as plain markdown tables, for terminals, tickets and Prefect artifacts."""
+"""An evaluation and a run as markdown tables, for terminals, tickets and Prefect artifacts."""
 
 from collections.abc import Iterable, Sequence
 

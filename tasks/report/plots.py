@@ -72,7 +72,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
     Args:
         low: finite.
-        high: finite; a range of no width is widened upwards.
+        high: finite; a range of next to no width is widened upwards.
         count: intervals wanted, about.
 
     Returns:
@@ -81,13 +81,14 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     Source:
         Heckbert, "Nice Numbers for Graph Labels", Graphics Gems (1990), p. 61.
     """
-    if high <= low:
+    if high - low <= 1e-9 * abs(low):
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    digits = 1 - math.floor(math.log10(step))
+    return [round(k * step, digits) for k in range(first, last + 1)]
 
 
 def _element(_tag: str, *children: str, **attributes: str | float | None) -> Markup:
@@ -414,7 +415,8 @@ def heat_map(confusion: Confusion, *, title: str) -> Markup:
     folded = _fold(confusion)
     left = _label_width(folded.rows, 16)
     # the last column's slanted name reaches beyond its cell
-    cell = min((_WIDTH - left - 36) / len(folded.columns), 52.0)
+    beyond = max(0.64 * _label_width(folded.columns[-1:], 16) - 14, 4)
+    cell = min((_WIDTH - left - beyond) / len(folded.columns), 52.0)
     tall = min(cell, 34.0)
     top = _label_width(folded.columns, 16) * 0.78 + 8
     marks = []
