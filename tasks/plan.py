@@ -1,5 +1,8 @@
 """What is missing, cut into shards: the one operation behind a run, a retry and a backfill."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

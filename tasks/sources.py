@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -182,7 +182,7 @@ def _compile_glob(glob: str) -> re.Pattern[str]:
         if len(token) > 2 and token[0] == "[":
             pattern += fnmatch.translate(token).removeprefix("(?s:")[: -len(r")\Z")]
         else:
-            pattern += tokens.get(token, re.escape(token))
+            pattern += tokens.get(token) or re.escape(token)
     return re.compile(pattern, re.DOTALL)
 
 
@@ -314,10 +314,10 @@ def _file_system(scheme: str, endpoint: str | None, pid: int) -> Any:
     """One client per place and process: connections are kept, and not shared by a fork."""
     if scheme not in _OBJECT_SCHEMES:
         return fsspec.filesystem(scheme)
-    if endpoint is None:
-        return FsspecStore(scheme)
-    return FsspecStore(
-        scheme,
-        config={"endpoint": endpoint},
-        client_options={"allow_http": endpoint.startswith("http://")},
-    )
+    options: dict[str, Any] = {}
+    if endpoint is not None:
+        options = {
+            "config": {"endpoint": endpoint},
+            "client_options": {"allow_http": endpoint.startswith("http://")},
+        }
+    return FsspecStore(cast("Literal['s3']", scheme), **options)  # its overloads want literals

@@ -14,6 +14,9 @@ white; the EXIF orientation is applied exactly once; moving images give their fi
 profiles are ignored.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (torchcodec.decoders documents its image decoders without exporting them)
+
 import ctypes
 import functools
 import io
@@ -40,8 +43,14 @@ from PIL import (
     JpegImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
-from torchcodec import decoders
+from torchcodec.decoders import (  # type: ignore[attr-defined] # public, but not in an __all__
+    decode_avif,
+    decode_heic,
+    decode_png,
+    decode_webp,
+)
 
 from pixelmill.tasks.engine.header import (
     DecodeError,
@@ -255,7 +264,7 @@ def _decode_png(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
             break
     else:
         raise DecodeError("truncated", "PNG ends without its IEND chunk")
-    return _interleaved(decoders.decode_png(_encoded(kept), mode="RGB")), flags
+    return _interleaved(decode_png(_encoded(kept), mode="RGB")), flags
 
 
 def _decode_webp(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
@@ -270,7 +279,7 @@ def _decode_webp(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]
             # The bare bit stream: TorchCodec would apply an EXIF chunk, and alpha is dropped.
             chunk = data[start - 8 : end] + b"\0" * ((end - start) % 2)
             riff = struct.pack("<4sI4s", b"RIFF", len(chunk) + 4, b"WEBP") + chunk
-            return _interleaved(decoders.decode_webp(_encoded(riff), mode="RGB")), ()
+            return _interleaved(decode_webp(_encoded(riff), mode="RGB")), ()
     raise DecodeError("corrupt", "WebP without an image")
 
 
@@ -289,13 +298,13 @@ def _decode_avif(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]
         turned = ImageOps.exif_transpose(image)  # Pillow gives the container's rotation as EXIF
         return np.asarray(turned.convert("RGB")), ("first_frame",)
     # mode="RGB" would multiply by alpha
-    return _interleaved(decoders.decode_avif(_encoded(data), mode="RGB_ALPHA")), ()
+    return _interleaved(decode_avif(_encoded(data), mode="RGB_ALPHA")), ()
 
 
 def _decode_heic(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]:
     _check_heif(data, max_pixels)
     try:
-        decoded = decoders.decode_heic(_encoded(data), mode="RGB_ALPHA")
+        decoded = decode_heic(_encoded(data), mode="RGB_ALPHA")
     except ImportError as err:  # says that libheif has to be installed, and how
         raise DecodeError("unsupported", str(err)) from err
     return _interleaved(decoded), ("first_frame",) if decoded.ndim == 4 else ()
@@ -341,7 +350,7 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 
     def load_prepare(self) -> None:
         if self._im is None:
-            self.im = Image.core.new(self.mode, self._tile_size)
+            self.im = Image.new(self.mode, self._tile_size).im
         ImageFile.ImageFile.load_prepare(self)
 
 
@@ -355,7 +364,7 @@ def _decode_tiff(data: bytes, max_pixels: int) -> tuple[Pixels, tuple[str, ...]]
 @functools.cache
 def _silence_libtiff() -> None:
     """Take away libtiff's error handler, which prints; Pillow raises on its return codes."""
-    library = ctypes.CDLL(Image.core.__file__)
+    library = ctypes.CDLL(_imaging.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         setter = getattr(library, name, None)  # absent where libtiff is linked in statically
         if setter is not None:

@@ -208,18 +208,17 @@ def test_known_copies_are_planned_once(store, folder):
 
 def test_what_was_committed_before_an_interruption_is_not_missing(store, folder):
     made = plan(store, folder, config=make_config(max_images=5))
-    save_plan(store, made)
-    score(store, made.record, 1)  # committed, not published; shards 0 and 2 are lost
+    record = save_plan(store, made)
+    score(store, record, 1)  # committed, not published; shards 0 and 2 are lost
     again = plan(store, folder)
     assert again.num_missing == {FIRST.key: 7}
-    done = store.shard_rows(made.record.run_id, 1)["path"].to_pylist()
+    done = store.shard_rows(record.run_id, 1)["path"].to_pylist()
     assert not set(done) & set(paths(again))
 
 
 def test_planning_publishes_what_is_committed(store, folder):
     made = plan(store, folder)
-    save_plan(store, made)
-    score(store, made.record, 0)
+    score(store, save_plan(store, made), 0)
     catalog = store.table("catalog", columns=KNOWN_COLUMNS)
     assert catalog.num_rows == 0
     config = make_config()
@@ -262,10 +261,9 @@ def test_a_failure_before_any_model_holds_for_a_new_model(store, folder):
 
 
 def test_a_failure_in_one_model_does_not_hold_for_another(store, folder):
-    made = plan(store, folder, FIRST)
-    save_plan(store, made)
-    writer = ShardWriter(store, made.record, 0)
-    row = store.shard_rows(made.record.run_id, 0).to_pylist()[0]
+    record = save_plan(store, plan(store, folder, FIRST))
+    writer = ShardWriter(store, record, 0)
+    row = store.shard_rows(record.run_id, 0).to_pylist()[0]
     writer.add_failure(
         FailureRow(
             "night", row["path"], row["source_uri"], "score", "killed", "3 deaths", False,
@@ -332,7 +330,7 @@ def test_the_same_store_and_listing_give_the_same_rows(store, folder):
     config = make_config(max_images=3)
     first, second = (plan(store, folder, config=config) for _ in range(2))
     assert first.rows.equals(second.rows)
-    assert first.record.run_id != second.record.run_id
+    assert save_plan(store, first).run_id != save_plan(store, second).run_id
 
 
 def test_shards_hold_their_limits_and_images_of_one_canvas_stand_together(store, folder):

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from torchcodec import decoders
 
+from pixelmill.tasks.engine import decode as decode_module
 from pixelmill.tasks.engine.decode import DecodeError, decode_image, read_header
 
 MAX_PIXELS = 10_000_000
@@ -244,7 +244,7 @@ def test_heic_without_libheif_is_unsupported_and_says_what_to_install(monkeypatc
     def missing(*args: Any, **options: Any) -> None:
         raise ImportError("HEIC decoding requires libheif: `apt install libheif1`")
 
-    monkeypatch.setattr(decoders, "decode_heic", missing)
+    monkeypatch.setattr(decode_module, "decode_heic", missing)
     with pytest.raises(DecodeError, match="apt install libheif1") as caught:
         decode(HEIC)
     assert caught.value.reason == "unsupported"
