@@ -28,9 +28,11 @@ from pixelmill.tasks.store import Store
 
 __all__ = [
     "Box",
+    "Chip",
     "Layer",
     "Numbers",
     "Pick",
+    "Region",
     "Tile",
     "build_tiles",
     "choose_images",
@@ -244,39 +246,46 @@ def choose_images(
     ]
 
 
+Row = dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """A model's published rows of the gallery's images, by image_id."""
+    """A model's published rows of the gallery's images, by image_id, best rank first."""
 
-    images: dict[str, dict[str, Any]]
-    detections: dict[str, pd.DataFrame]
-    captions: dict[str, list[str]]
-    labels: dict[str, pd.DataFrame]
+    images: dict[str, list[Row]]
+    detections: dict[str, list[Row]]
+    captions: dict[str, list[Row]]
+    labels: dict[str, list[Row]]
 
 
 def _read_rows(store: Store, model_key: str, image_ids: Sequence[str]) -> _Rows:
-    def read(name: str, columns: list[str]) -> pd.DataFrame:
-        chosen = [("image_id", "in", list(image_ids))]
-        return store.table(name, model=model_key, columns=columns, filters=chosen).to_pandas()
+    chosen = [("image_id", "in", list(image_ids))]
 
-    box_columns = ["x_min", "y_min", "x_max", "y_max", "mask_value"]
-    classed = ["image_id", "rank", "class_name", "score"]
-    images = read("images", ["image_id", "width", "height", "semantic_array"])
-    captions = read("captions", ["image_id", "rank", "text"]).sort_values(["image_id", "rank"])
+    def read(name: str, *columns: str) -> dict[str, list[Row]]:
+        table = store.table(name, model=model_key, columns=["image_id", *columns], filters=chosen)
+        found: dict[str, list[Row]] = {}
+        for row in table.to_pylist():
+            found.setdefault(row["image_id"], []).append(row)
+        return found
+
+    classed = ("rank", "class_name", "score")
     return _Rows(
-        images={row["image_id"]: row for row in images.to_dict("records")},
-        detections=_by_image(read("detections", classed + box_columns)),
-        captions={key: list(rows["text"]) for key, rows in captions.groupby("image_id")},
-        labels=_by_image(read("labels", classed)),
+        images=read("images", "width", "height", "semantic_array"),
+        detections=_ranked(
+            read("detections", *classed, "x_min", "y_min", "x_max", "y_max", "mask_value")
+        ),
+        captions=_ranked(read("captions", "rank", "text")),
+        labels=_ranked(read("labels", *classed)),
     )
 
 
-def _by_image(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(key): part.sort_values("rank") for key, part in rows.groupby("image_id")}
+def _ranked(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    return {key: sorted(found, key=lambda row: row["rank"]) for key, found in rows.items()}
 
 
 def _boxes(
-    rows: pd.DataFrame,
+    rows: Sequence[Row],
     size: tuple[int, int],
     colours: ClassColours,
     outlines: Mapping[int, str],
@@ -284,17 +293,17 @@ def _boxes(
     height, width = size
     drawn = [
         Box(
-            left=100 * row.x_min / width,
-            top=100 * row.y_min / height,
-            width=100 * (row.x_max - row.x_min) / width,
-            height=100 * (row.y_max - row.y_min) / height,
-            class_name=row.class_name,
-            class_number=colours.numbers.get(row.class_name, -1),
-            css=colours.css(row.class_name),
-            score=row.score,
-            outline=outlines.get(row.rank),
+            left=100 * row["x_min"] / width,
+            top=100 * row["y_min"] / height,
+            width=100 * (row["x_max"] - row["x_min"]) / width,
+            height=100 * (row["y_max"] - row["y_min"]) / height,
+            class_name=row["class_name"],
+            class_number=colours.numbers[row["class_name"]],
+            css=colours.css(row["class_name"]),
+            score=row["score"],
+            outline=outlines.get(row["rank"]),
         )
-        for row in rows.head(_MAX_BOXES).itertuples()
+        for row in rows[:_MAX_BOXES]
     ]
     return tuple(reversed(drawn))
 
@@ -339,37 +348,36 @@ def _layer(
     colours: ClassColours,
 ) -> Layer | None:
     """What the model says of the image; None if it has not scored it."""
-    image = rows.images.get(image_id)
-    if image is None:
+    if image_id not in rows.images:
         return None
-    detections = rows.detections.get(image_id)
+    (image,) = rows.images[image_id]
+    detections = rows.detections.get(image_id, [])
     outlines: dict[int, str] = {}
     outline_size = None
-    if detections is not None and detections["mask_value"].notna().any():
+    if any(row["mask_value"] is not None for row in detections):
         outlines, outline_size = _outlines(store, image_id, spec.key)
-    regions_uri, regions = None, ()
-    if isinstance(image["semantic_array"], str):
+    regions_uri: str | None = None
+    regions: tuple[Region, ...] = ()
+    if image["semantic_array"] is not None:
         labels = store.semantic_mask(image_id, model=spec.key)
         regions_uri, regions = _regions(labels, spec.classes, colours)
-    size = int(image["height"]), int(image["width"])
-    labelled = rows.labels.get(image_id)
     return Layer(
         model_key=spec.key,
         number=number,
-        boxes=_boxes(detections, size, colours, outlines) if detections is not None else (),
-        num_boxes=len(detections) if detections is not None else 0,
+        boxes=_boxes(detections, (image["height"], image["width"]), colours, outlines),
+        num_boxes=len(detections),
         outline_size=outline_size,
         regions_uri=regions_uri,
         regions=regions,
-        captions=tuple(rows.captions.get(image_id, ())),
+        captions=tuple(row["text"] for row in rows.captions.get(image_id, [])),
         labels=tuple(
             Chip(
-                row.class_name,
-                colours.numbers.get(row.class_name, -1),
-                colours.css(row.class_name),
-                row.score,
+                class_name=row["class_name"],
+                class_number=colours.numbers[row["class_name"]],
+                css=colours.css(row["class_name"]),
+                score=row["score"],
             )
-            for row in (labelled.itertuples() if labelled is not None else ())
+            for row in rows.labels.get(image_id, [])
         ),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
-from pixelmill.tasks.report.plots import format_value
+from pixelmill.tasks.report.formats import format_value
 from pixelmill.tasks.report.summary import RunSummary
 
 __all__ = ["summary_markdown"]

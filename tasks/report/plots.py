@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from pixelmill.tasks.metrics.results import Confusion, Curve
+from pixelmill.tasks.report.formats import format_count, format_value
 
 __all__ = [
     "Bar",
     "Part",
     "bar_chart",
-    "format_count",
-    "format_value",
     "heat_map",
     "histogram",
     "line_chart",
@@ -51,20 +50,6 @@ class Part:
     value: float
     css: str
     text: str
-
-
-def format_value(value: float) -> str:
-    """A metric as shown: three decimals, fewer when it is large, a dash when undefined."""
-    if math.isnan(value):
-        return "\u2013"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
-
-
-def format_count(value: float) -> str:
-    """A count with thousands separated by a thin space, which no language reads as a decimal."""
-    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -397,9 +382,9 @@ def _fold(confusion: Confusion) -> Confusion:
     rows, row_of = places(confusion.rows)
     columns, column_of = places(confusion.columns)
     counts = [[0] * len(columns) for _ in rows]
-    for row, row_counts in zip(row_of, confusion.counts, strict=True):
-        for column, count in zip(column_of, row_counts, strict=True):
-            counts[row][column] += count
+    for i, row_counts in zip(row_of, confusion.counts, strict=True):
+        for j, count in zip(column_of, row_counts, strict=True):
+            counts[i][j] += count
     return Confusion(tuple(rows), tuple(columns), tuple(map(tuple, counts)), confusion.unit)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from pixelmill.tasks.report import build_report
-from pixelmill.tasks.report.build import format_bytes, format_moment, format_seconds, format_share
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +165,6 @@ def test_run_without_images_gives_a_page(tmp_path, specs, kit):
 def test_evaluation_of_another_store_is_refused(bare_store, evaluation, tmp_path):
     with pytest.raises(KeyError, match="finder"):
         build_report(bare_store, evaluation, tmp_path, collection="harbour", run_id=None)
-
-
-def test_units_are_readable():
-    assert [format_bytes(n) for n in (0, 999, 1500, 123_456_789)] == [
-        "0 B", "999 B", "1.5 kB", "123 MB",
-    ]  # fmt: skip
-    assert [format_seconds(s) for s in (1.25, 180, 9000)] == ["1.2 s", "3 min", "2 h 30 min"]
-    assert format_moment("2026-01-01T01:30:00+01:00") == "2026-01-01 00:30 UTC"
-    assert format_moment("yesterday") == "yesterday"
-    assert [format_share(s) for s in (0.0, 0.001, 0.5)] == ["0 %", "< 1 %", "50 %"]
 
 
 @pytest.mark.slow
