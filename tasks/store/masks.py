@@ -2,9 +2,10 @@
 
 Semantic labels lie in `semantic/<Hc>x<Wc>/labels` (image, y, x), instances in
 `instances/<Hc>x<Wc>/labels` (image, layer, y, x); the canvas is the image's size rounded up to 256,
-which bounds the number of arrays for +9 % bytes. The store is built in memory, compressed, then its
-objects are written: chunks, the metadata of arrays, and last the root with the consolidated
-metadata. A half-written store therefore fails to open, where it would otherwise read as zeros.
+which bounds the number of arrays for +9 % bytes. Masks are compressed as they come, as the chunks
+of the final arrays; at the end these are joined to whole shard objects and written, then the
+metadata of the arrays, and last the root with the consolidated metadata. A half-written store
+therefore fails to open, where it would otherwise read as zeros.
 """
 
 import importlib.metadata
@@ -14,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.buffer import cpu
 from zarr.codecs import ZstdCodec
-from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from pixelmill.tasks.predictions import MaskCrop
@@ -29,8 +32,6 @@ __all__ = ["MaskSet", "Place", "canvas_of", "pack_layers", "read_planes", "seman
 
 CANVAS_MULTIPLE = 256
 _SHARD_ROWS = 64
-# Of huge canvases fewer rows: a shard is encoded in memory, uncompressed.
-_SHARD_BYTES = 2**27
 # Level 1 without shuffle: lz4 is 3.4 times larger, bit shuffle 2.5 times.
 _ZSTD_LEVEL = 1
 _GRID = (
@@ -51,12 +52,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """The compressed planes of one image."""
+    """The compressed planes of one image, padded to the canvas; None where all is background."""
 
     image_id: str
     height: int
     width: int
-    planes: tuple[bytes, ...]
+    planes: tuple[bytes | None, ...]
 
 
 def canvas_of(height: int, width: int) -> tuple[int, int]:
@@ -89,17 +90,20 @@ def pack_layers(
         layers: (N,) int32, the plane of each instance.
     """
     planes: list[NDArray[np.uint16]] = [np.zeros((height, width), np.uint16)]
+    taken: list[NDArray[np.bool_]] = [np.zeros((height, width), bool)]
     layers = np.zeros(len(masks), np.int32)
     areas = [-int(np.count_nonzero(crop.mask)) for crop in masks]
     for rank in np.argsort(areas, kind="stable"):
         crop = masks[rank]
         rows, columns = crop.mask.shape
         window = np.s_[crop.top : crop.top + rows, crop.left : crop.left + columns]
-        free = (k for k, plane in enumerate(planes) if not plane[window][crop.mask].any())
+        free = (k for k, pixels in enumerate(taken) if not (pixels[window] & crop.mask).any())
         layers[rank] = layer = next(free, len(planes))
         if layer == len(planes):
             planes.append(np.zeros((height, width), np.uint16))
+            taken.append(np.zeros((height, width), bool))
         planes[layer][window][crop.mask] = rank + 1
+        taken[layer][window] |= crop.mask
     return np.stack(planes), layers
 
 
@@ -135,7 +139,8 @@ class MaskSet:
                 f"{len(self._classes)} classes, got {labels.shape} of {labels.dtype}"
             )
         height, width = labels.shape
-        self._semantic.append(_Packed(image_id, height, width, (_compress(labels),)))
+        chunk = _chunk(labels, fill_value=int(np.iinfo(self._dtype).max))
+        self._semantic.append(_Packed(image_id, height, width, (chunk,)))
 
     def add_instances(
         self, image_id: str, masks: Sequence[MaskCrop], height: int, width: int
@@ -156,8 +161,8 @@ class MaskSet:
                     f"columns {crop.left}:{right}, outside of {height}x{width} pixels"
                 )
         planes, layers = pack_layers(masks, height, width)
-        packed = tuple(_compress(plane) for plane in planes)
-        self._instances.append(_Packed(image_id, height, width, packed))
+        chunks = tuple(_chunk(plane, fill_value=0) for plane in planes)
+        self._instances.append(_Packed(image_id, height, width, chunks))
         return layers
 
     def write(
@@ -174,16 +179,15 @@ class MaskSet:
             The places of the semantic maps and of the instance masks, by image_id.
         """
         objects: dict[str, Buffer] = {}
-        memory = MemoryStore(objects)
         writer = {"package": "pixelmill", "version": importlib.metadata.version("pixelmill")}
         zarr.create_group(
-            memory,
+            MemoryStore(objects),
             zarr_format=3,
             attributes={**attributes, "writer": {**writer, "zarr": zarr.__version__}},
         )
         void = int(np.iinfo(self._dtype).max)
-        semantic = _write_kind(
-            memory,
+        semantic = _add_kind(
+            objects,
             "semantic",
             self._semantic,
             dtype=self._dtype,
@@ -195,8 +199,8 @@ class MaskSet:
                 "grid": _GRID,
             },
         )
-        instances = _write_kind(
-            memory,
+        instances = _add_kind(
+            objects,
             "instances",
             self._instances,
             dtype=np.dtype(np.uint16),
@@ -212,8 +216,8 @@ def read_planes(array: "zarr.Array[Any]", row: int, height: int, width: int) -> 
     return np.asarray(array[row, ..., :height, :width])
 
 
-def _write_kind(
-    memory: MemoryStore,
+def _add_kind(
+    objects: dict[str, Buffer],
     kind: str,
     images: Sequence[_Packed],
     *,
@@ -227,63 +231,75 @@ def _write_kind(
     places: dict[str, Place] = {}
     for canvas, members in sorted(by_canvas.items()):
         path = f"{kind}/{canvas[0]}x{canvas[1]}"
-        _write_canvas(memory, path, members, canvas, dtype, fill_value, attributes)
+        layer_axis = (max(len(image.planes) for image in members),) if kind == "instances" else ()
+        one_layer = (1,) * len(layer_axis)
+        rows = min(len(members), _SHARD_ROWS)
+        zarr.create_array(
+            MemoryStore(objects),
+            name=f"{path}/labels",
+            shape=(len(members), *layer_axis, *canvas),
+            chunks=(1, *one_layer, *canvas),
+            shards=(rows, *one_layer, *canvas),
+            dtype=dtype,
+            fill_value=fill_value,
+            compressors=ZstdCodec(level=_ZSTD_LEVEL),
+            dimension_names=("image", *("layer" for _ in layer_axis), "y", "x"),
+            attributes=attributes,
+            zarr_format=3,
+        )
+        for name, data in _shard_objects(members, rows, layered=bool(layer_axis)).items():
+            objects[f"{path}/labels/c/{name}/0/0"] = cpu.Buffer.from_bytes(data)
+        _add_coordinates(objects, path, members)
         places |= {
             image.image_id: Place(f"{path}/labels", row) for row, image in enumerate(members)
         }
     return places
 
 
-def _write_canvas(
-    memory: MemoryStore,
-    path: str,
-    images: Sequence[_Packed],
-    canvas: tuple[int, int],
-    dtype: np.dtype[Any],
-    fill_value: int,
-    attributes: dict[str, Any],
-) -> None:
-    instances = path.startswith("instances/")
-    num_layers = max(len(image.planes) for image in images)
-    plane_bytes = canvas[0] * canvas[1] * dtype.itemsize
-    rows = max(1, min(len(images), _SHARD_ROWS, _SHARD_BYTES // plane_bytes))
-    layer_axis = (num_layers,) if instances else ()
-    one_layer = (1,) if instances else ()
-    labels = zarr.create_array(
-        memory,
-        name=f"{path}/labels",
-        shape=(len(images), *layer_axis, *canvas),
-        chunks=(1, *one_layer, *canvas),
-        shards=(rows, *one_layer, *canvas),
-        dtype=dtype,
-        fill_value=fill_value,
-        compressors=ZstdCodec(level=_ZSTD_LEVEL),
-        dimension_names=("image", *(("layer",) if instances else ()), "y", "x"),
-        attributes=attributes,
-        zarr_format=3,
-    )
-    # Whole shards only: a second write into one would read it back and rewrite it.
+def _shard_objects(images: Sequence[_Packed], rows: int, *, layered: bool) -> dict[str, bytes]:
+    """Shards of one array, by their place on the image axis and, if `layered`, the layer axis.
+
+    zarr-python would take each shard as an uncompressed block, 50 MB of mostly background for 64
+    layers of 512x768 pixels; here the chunks are compressed already.
+    """
+    shards: dict[str, bytes] = {}
     for start in range(0, len(images), rows):
         members = images[start : start + rows]
-        for layer in range(num_layers):
-            if all(layer >= len(image.planes) for image in members):
-                continue
-            block = np.full((len(members), *canvas), fill_value, dtype)
-            for row, image in enumerate(members):
-                if layer < len(image.planes):
-                    plane = _decompress(image.planes[layer], (image.height, image.width), dtype)
-                    block[row, : image.height, : image.width] = plane
-            if instances:
-                labels[start : start + rows, layer] = block
-            else:
-                labels[start : start + rows] = block
+        for layer in range(max(len(image.planes) for image in members)):
+            chunks = [
+                image.planes[layer] if layer < len(image.planes) else None for image in members
+            ]
+            if any(chunks):
+                name = f"{start // rows}/{layer}" if layered else f"{start // rows}"
+                shards[name] = _join_chunks(chunks, rows)
+    return shards
+
+
+def _join_chunks(chunks: Sequence[bytes | None], rows: int) -> bytes:
+    """A shard object: the chunks, then offset and length of each, then the CRC-32C of these.
+
+    Source: Zarr v3 specification, codec `sharding_indexed` v1.0, section "Binary shard format"
+    https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
+    """
+    index = np.full((rows, 2), np.iinfo(np.uint64).max, "<u8")
+    offset = 0
+    for row, chunk in enumerate(chunks):
+        if chunk is not None:
+            index[row] = offset, len(chunk)
+            offset += len(chunk)
+    table = index.tobytes()
+    checksum = google_crc32c.value(table).to_bytes(4, "little")
+    return b"".join((*(chunk for chunk in chunks if chunk is not None), table, checksum))
+
+
+def _add_coordinates(objects: dict[str, Buffer], path: str, images: Sequence[_Packed]) -> None:
     for name, values, meaning in (
         ("image_id", np.array([image.image_id for image in images], dtype="T"), "images.image_id"),
         ("height", np.array([image.height for image in images], np.int32), "pixels"),
         ("width", np.array([image.width for image in images], np.int32), "pixels"),
     ):
         zarr.create_array(
-            memory,
+            MemoryStore(objects),
             name=f"{path}/{name}",
             data=values,
             chunks=values.shape,
@@ -322,13 +338,13 @@ def _consolidate(metadata: Mapping[str, bytes]) -> bytes:
     return json.dumps(root, indent=2).encode()
 
 
-def _compress(plane: Labels) -> bytes:
-    data = np.ascontiguousarray(plane)
-    compressed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+def _chunk(plane: Labels, fill_value: int) -> bytes | None:
+    """A plane as a chunk of its array: padded to the canvas, little endian, zstd."""
+    height, width = plane.shape
+    padded = np.full(canvas_of(height, width), fill_value, plane.dtype.newbyteorder("<"))
+    padded[:height, :width] = plane
+    if fill_value == 0 and not padded.any():
+        return None
+    codec = pa.Codec("zstd", compression_level=_ZSTD_LEVEL)
+    compressed: bytes = codec.compress(padded, asbytes=True)
     return compressed
-
-
-def _decompress(data: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    size = shape[0] * shape[1] * dtype.itemsize
-    buffer = pa.decompress(data, decompressed_size=size, codec="zstd")
-    return np.frombuffer(buffer, dtype).reshape(shape)
