@@ -25,7 +25,7 @@ from torchvision.ops import roi_align
 
 from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.backbone import ResidualBackbone
-from pixelmill.models.interface import BoxOutput, ViewOutput
+from pixelmill.models.interface import BoxOutput
 from pixelmill.models.losses import giou_loss, sigmoid_focal_loss
 from pixelmill.models.ops.anchors import make_anchors
 from pixelmill.models.ops.boxes import box_iou, clip_boxes, decode_boxes
@@ -235,7 +235,7 @@ def _pool_regions(
 
 def detection_outputs(
     module: nn.Module, outputs: RetinaOutput, spec: ModelSpec, canvas: tuple[int, int]
-) -> list[ViewOutput]:
+) -> list[BoxOutput]:
     """Candidates over their score threshold, at most `pre_nms_top_k`, with masks if there are any.
 
     Masks are computed for boxes that survive the suppression that the engine will repeat (it
@@ -246,7 +246,7 @@ def detection_outputs(
     postprocess = cast("BoxPostprocess", spec.postprocess)
     anchors = model.anchors(canvas).to(outputs.box_deltas.device)
     threshold_logits = torch.logit(class_thresholds(postprocess, spec.classes)).to(anchors.device)
-    results: list[ViewOutput] = []
+    results = []
     for index, (logits, deltas) in enumerate(
         zip(outputs.class_logits.float(), outputs.box_deltas.float(), strict=True)
     ):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pixelmill.configs.schema import CaptionPostprocess
 from pixelmill.models.backbone import ResidualBackbone
-from pixelmill.models.interface import CaptionOutput, ViewOutput
+from pixelmill.models.interface import CaptionOutput
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import CaptionTarget, Target
 
@@ -245,7 +245,7 @@ def beam_search(
         logits, attention, state = model.step(features, keys, tokens, state)
         # only words and the end are ever said
         logits[:, [PAD, START, UNKNOWN]] = -torch.inf
-        totals = logprobs[:, None] + logits.log_softmax(dim=-1)
+        totals = logprobs[:, None] + logits.float().log_softmax(dim=-1)
         beam = postprocess.beam_size - len(finished)
         best, order = totals.flatten().sort(descending=True, stable=True)
         chosen = order[:beam][best[:beam] > -torch.inf]
@@ -278,7 +278,7 @@ def beam_search(
 
 def caption_outputs(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
-) -> list[ViewOutput]:
+) -> list[CaptionOutput]:
     """Describe the images one by one, so that no image's sentence depends on another's.
 
     Args:

@@ -1,6 +1,6 @@
 """Networks that PyTorch runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class TorchNetwork:
         self,
         module: nn.Module,
         spec: ModelSpec,
-        read_out: Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], list[ViewOutput]],
+        read_out: Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], Sequence[ViewOutput]],
         device: str | torch.device = "cpu",
     ) -> None:
         canvas = spec.preprocess.canvases[0]
@@ -65,6 +65,6 @@ class TorchNetwork:
                 x = normalise(images.to(self.device), self._spec.preprocess).to(self._dtype)
                 height, width = images.shape[1:3]
                 outputs = self._module(x)
-                return self._read_out(self._module, outputs, self._spec, (height, width))
+                return list(self._read_out(self._module, outputs, self._spec, (height, width)))
         finally:
             torch.set_flush_denormal(False)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelmill.models.backbone import conv_bn
-from pixelmill.models.interface import SemanticOutput, ViewOutput
+from pixelmill.models.interface import SemanticOutput
 from pixelmill.models.losses import dice_loss
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import SemanticTarget, Target
@@ -80,7 +80,7 @@ class UNet(nn.Module):
 
 def semantic_outputs(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
-) -> list[ViewOutput]:
+) -> list[SemanticOutput]:
     """Hand out the logits (B, K, H, W) image by image."""
     return [SemanticOutput(logits=logits) for logits in outputs.float().cpu()]
 

@@ -16,7 +16,7 @@ from pixelmill.models.unet import UNet, semantic_loss, semantic_outputs
 
 __all__ = ["ARCHITECTURES", "Architecture", "Loss", "ReadOut"]
 
-ReadOut = Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], list[ViewOutput]]
+ReadOut = Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], Sequence[ViewOutput]]
 Loss = Callable[[nn.Module, Any, Sequence[Target]], Mapping[str, Tensor]]
 
 

@@ -71,7 +71,7 @@ def move_target(target: Target, window: Window, canvas: tuple[int, int]) -> Targ
     if isinstance(target, BoxTarget):
         return _move_boxes(target, window, canvas)
     if isinstance(target, SemanticTarget):
-        return SemanticTarget(_move_labels(target.labels[None], window, canvas, _VOID)[0])
+        return replace(target, labels=_move_labels(target.labels[None], window, canvas, _VOID)[0])
     return target
 
 

@@ -255,10 +255,14 @@ def _box_target(
 def _decode_mask(note: Mapping[str, Any], image: TruthImage) -> NDArray[np.uint8]:
     """(H, W) of 0 and 1, from polygons or either form of run lengths."""
     region = note["segmentation"]
-    if isinstance(region, list) or isinstance(region["counts"], list):
-        region = mask_codec.frPyObjects(region, image.height, image.width)
-    mask: NDArray[np.uint8] = mask_codec.decode(region)
-    return mask if mask.ndim == 2 else mask.any(axis=2).astype(np.uint8)
+    if isinstance(region, list):
+        parts = mask_codec.frPyObjects(region, image.height, image.width)
+    elif isinstance(region["counts"], list):
+        parts = [mask_codec.frPyObjects(region, image.height, image.width)]
+    else:
+        parts = [region]
+    mask: NDArray[np.uint8] = np.maximum.reduce([mask_codec.decode(part) for part in parts])
+    return mask
 
 
 def _to_canvas(boxes_xyxy: Tensor, placement: Placement) -> Tensor:

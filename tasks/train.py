@@ -185,7 +185,7 @@ def _fit(
     on_epoch: Callable[[EpochReport], None] | None,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Returns the average of the last weights, and the mean losses of the last epoch."""
-    module = module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stub lacks modules
+    module = module.to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(module).eval()
     generator = torch.Generator().manual_seed(config.seed)
     num_steps = config.epochs * sum(1 for _ in _batches(examples, config, generator))

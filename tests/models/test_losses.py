@@ -32,6 +32,7 @@ def test_giou_loss_equals_torchvision():
 def test_boxes_apart_are_drawn_together():
     predicted = torch.tensor([[0.0, 0, 10, 10]], requires_grad=True)
     giou_loss(predicted, torch.tensor([[50.0, 0, 60, 10]])).sum().backward()
+    assert predicted.grad is not None
     assert predicted.grad[0, 2] < 0
 
 

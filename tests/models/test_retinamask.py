@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pixelmill.configs.schema import BoxPostprocess
+from pixelmill.models.losses import weighted_sum
 from pixelmill.models.ops.boxes import box_iou, encode_boxes
 from pixelmill.models.retinamask import (
     RetinaMask,
@@ -72,6 +73,7 @@ def test_truth_is_read_back_from_perfect_outputs(model, images, targets, make_sp
     order = found.labels.argsort()
     assert found.labels[order].tolist() == [0, 2]
     torch.testing.assert_close(found.boxes_xyxy[order], targets[0].boxes_xyxy, atol=1e-3, rtol=0)
+    assert found.mask_probs is not None
     assert found.mask_probs.shape == (2, 28, 28)
 
 
@@ -85,7 +87,7 @@ def test_perfect_outputs_cost_nearly_nothing(model, images, targets):
 
 def test_every_parameter_learns(model, images, targets):
     model.train()
-    sum(detection_loss(model, model(images), targets).values()).backward()
+    weighted_sum(detection_loss(model, model(images), targets), {}).backward()
     idle = [
         name
         for name, parameter in model.named_parameters()
@@ -122,6 +124,8 @@ def test_results_do_not_depend_on_batch_mates(model, images, make_spec):
     for one, other in ((together[0], mixed[0]), (together[0], mixed[2])):
         assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
         assert torch.equal(one.scores, other.scores)
+        assert one.mask_probs is not None
+        assert other.mask_probs is not None
         assert torch.equal(one.mask_probs, other.mask_probs)
 
 
@@ -151,6 +155,8 @@ def test_all_candidates_get_masks_where_the_engine_needs_all(model, images, make
         outputs = model(images)
         survivors = detection_outputs(model, outputs, spec, CANVAS)[0]
         candidates = detection_outputs(model, outputs, every, CANVAS)[0]
+    assert survivors.mask_probs is not None
+    assert candidates.mask_probs is not None
     assert len(survivors.mask_probs) < len(candidates.mask_probs) == 40
 
 

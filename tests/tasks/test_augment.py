@@ -36,6 +36,12 @@ def square(box_xyxy):
     return BoxTarget(boxes_xyxy, torch.tensor([1]), mask), mask.expand(3, -1, -1) * 255
 
 
+def move_boxes(target, window):
+    moved = move_target(target, window, CANVAS)
+    assert isinstance(moved, BoxTarget)
+    return moved
+
+
 WINDOWS = [
     Window(0, 0, CANVAS, flip=True),
     Window(10, 15, (20, 30), flip=False),
@@ -47,18 +53,20 @@ WINDOWS = [
 @pytest.mark.parametrize("window", WINDOWS)
 def test_image_box_and_mask_move_together(window):
     target, image = square((20, 14, 34, 28))
-    moved = move_target(target, window, CANVAS)
+    moved = move_boxes(target, window)
     white = move_image(image, window, pad_value=0)[0] > 127
     rows, columns = torch.nonzero(white, as_tuple=True)
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert moved.boxes_xyxy[0].tolist() == [float(value) for value in seen]
+    assert moved.masks is not None
     assert (white == moved.masks[0].bool()).float().mean() > 0.99
     assert moved.labels.tolist() == [1]
 
 
 def test_an_object_that_is_mostly_cut_off_is_not_learnt():
     target, _ = square((0, 0, 20, 20))
-    moved = move_target(target, Window(15, 0, (20, 30), flip=False), CANVAS)
+    moved = move_boxes(target, Window(15, 0, (20, 30), flip=False))
+    assert moved.masks is not None
     assert len(moved.boxes_xyxy) == len(moved.labels) == len(moved.masks) == 0
 
 
@@ -67,6 +75,7 @@ def test_what_the_image_does_not_reach_is_padding_and_void():
     image = torch.full((3, *CANVAS), 200, dtype=torch.uint8)
     moved = move_image(image, window, pad_value=114)
     labels = move_target(SemanticTarget(torch.ones(CANVAS, dtype=torch.uint8)), window, CANVAS)
+    assert isinstance(labels, SemanticTarget)
     assert moved[:, :19].unique().tolist() == [114]
     assert moved[:, 21:, 31:].unique().tolist() == [200]
     assert labels.labels[:20].unique().tolist() == [255]

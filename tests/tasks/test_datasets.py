@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from pixelmill.configs.schema import PreprocessConfig, TrainConfig
+from pixelmill.models.targets import BoxTarget, CaptionTarget, SemanticTarget
 from pixelmill.tasks.datasets import load_dataset, locate_data, split_names
 
 # pycocotools 2.0.11 decodes run lengths with what NumPy 2 calls deprecated
@@ -25,6 +26,18 @@ def make_config(task, **changes):
         "train_fraction": 1.0,
     }
     return TrainConfig(**{**settings, **changes})
+
+
+def boxes_of(example):
+    (target,) = example.targets
+    assert isinstance(target, BoxTarget)
+    return target
+
+
+def masks_of(example):
+    masks = boxes_of(example).masks
+    assert masks is not None
+    return masks
 
 
 @pytest.fixture
@@ -65,25 +78,26 @@ def test_boxes_and_masks_lie_where_the_image_shows_the_object(folder):
     dataset = load_dataset(config, folder)
     assert dataset.classes == ("other", "square")
     first, second = dataset.examples
-    (target,) = first.targets
     # 96 x 64 letterboxed to 48 rows: half the size; the crowd is left out
-    assert target.boxes_xyxy.tolist() == [[10, 15, 25, 30]]
-    assert target.labels.tolist() == [1]
+    assert boxes_of(first).boxes_xyxy.tolist() == [[10, 15, 25, 30]]
+    assert boxes_of(first).labels.tolist() == [1]
     white = first.image[0] > 127
-    assert torch.equal(target.masks[0].bool(), white & (torch.arange(64) < 32))
-    assert second.targets[0].boxes_xyxy.shape == (0, 4)
-    assert second.targets[0].masks.shape == (0, 48, 64)
+    assert torch.equal(masks_of(first)[0].bool(), white & (torch.arange(64) < 32))
+    assert boxes_of(second).boxes_xyxy.shape == (0, 4)
+    assert masks_of(second).shape == (0, 48, 64)
 
 
 def test_a_detector_is_given_no_masks(folder):
     dataset = load_dataset(make_config("detection", truth="instances.json"), folder)
-    assert dataset.examples[0].targets[0].masks is None
+    assert boxes_of(dataset.examples[0]).masks is None
 
 
 def test_label_maps_are_laid_as_the_image_is_and_padding_is_void(folder):
     config = make_config("semantic_segmentation", truth="labels", classes=("a", "b", "c", "d"))
     example = load_dataset(config, folder).examples[0]
-    labels = example.targets[0].labels
+    (target,) = example.targets
+    assert isinstance(target, SemanticTarget)
+    labels = target.labels
     assert torch.equal(labels[:, :32] == 3, example.image[0, :, :32] > 127)
     assert labels[:, 32:].unique().tolist() == [255]
 
@@ -92,7 +106,9 @@ def test_every_caption_of_an_image_is_a_target(folder):
     dataset = load_dataset(make_config("captioning", truth="captions.json"), folder)
     assert dataset.vocabulary[4:] == ("a", "square")
     assert [len(example.targets) for example in dataset.examples] == [2, 1]
-    assert dataset.examples[0].targets[1].tokens.tolist() == [1, 4, 5, 2]
+    second = dataset.examples[0].targets[1]
+    assert isinstance(second, CaptionTarget)
+    assert second.tokens.tolist() == [1, 4, 5, 2]
 
 
 def test_the_split_by_name_is_stable_and_about_as_large_as_asked():
