@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from pixelmill.tasks.metrics.classification import score_labels
 from pixelmill.tasks.metrics.detection import (
     InstanceTruth,
     IouType,
-    encode_mask,
+    encode_plane,
     score_detections,
 )
 from pixelmill.tasks.metrics.results import (
@@ -303,7 +303,7 @@ class _Context:
         image_ids = {
             name: image_id
             for name, path in matches.paths.items()
-            if (image_id := self.images.image_ids.get(path)) in has_row
+            if (image_id := self.images.image_ids.get(path, "")) in has_row
         }
         unscored = [name for name in sorted(set(names)) if name not in image_ids]
         failed = [name for name in unscored if matches.paths.get(name) in failed_paths]
@@ -477,67 +477,97 @@ def _masks_by_image(
         if image_id not in by_image:
             continue
         rows = by_image[image_id]
+        layers, values = rows["mask_layer"].astype(int), rows["mask_value"].astype(int)
+        encoded = {
+            layer: encode_plane(planes[layer], values[layers == layer].tolist())
+            for layer in layers.unique().tolist()
+        }
         found[image_id] = [
             {
                 "category_id": int(category_id),
                 "score": float(score),
-                "segmentation": encode_mask(planes[int(layer)] == int(value)),
+                "segmentation": encoded[layer][value],
             }
             for category_id, score, layer, value in zip(
-                rows["category_id"], rows["score"], rows["mask_layer"], rows["mask_value"],
-                strict=True,
+                rows["category_id"], rows["score"], layers, values, strict=True
             )
-        ]  # fmt: skip
+        ]
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _SemanticClasses:
+    """How label values of the truth and of the model become class indices.
+
+    Attributes:
+        names: of the truth's classes, K of them.
+        of_truth: (65536,) label value of the truth -> class index, K where it has no class.
+        of_model: (65536,) label value of the model -> class index, K where the truth lacks it.
+        void: label value of the truth that is not scored.
+    """
+
+    names: tuple[str, ...]
+    of_truth: NDArray[np.int32]
+    of_model: NDArray[np.int32]
+    void: int
+
+    @classmethod
+    def match(cls, truth: Mapping[int, str], model: Sequence[str], void: int) -> Self:
+        """By name; `truth` is label value -> name."""
+        scored = {value: name for value, name in truth.items() if value != void}
+        index = {name: k for k, name in enumerate(dict.fromkeys(scored.values()))}
+        of_truth = np.full(2**16, len(index), dtype=np.int32)
+        of_model = of_truth.copy()
+        for value, name in scored.items():
+            of_truth[value] = index[name]
+        for value, name in enumerate(model):
+            of_model[value] = index.get(name, len(index))
+        return cls(tuple(index), of_truth, of_model, void)
+
+    def count(
+        self, label_map: NDArray[Any], prediction: NDArray[Any] | None
+    ) -> tuple[NDArray[np.int64], int]:
+        """(K, K + 1) confusion of one image, and pixels of the truth without a class."""
+        labels = self.of_truth[label_map]
+        predicted = (
+            np.full(labels.shape, len(self.names))
+            if prediction is None
+            else self.of_model[prediction]
+        )
+        unlisted = (labels == len(self.names)) & (label_map != self.void)
+        counts = confusion_counts(labels, predicted, len(self.names))
+        return counts, int(np.count_nonzero(unlisted))
 
 
 def _evaluate_semantic(context: _Context, truth: SemanticTruth) -> ModelEvaluation | str:
     model_classes = context.class_names()
-    values = {
-        value: name
-        for value, name in (truth.classes or dict(enumerate(model_classes))).items()
-        if value != context.config.void
-    }
-    truth_classes = tuple(values.values())
-    reason = _no_common_class(model_classes, truth_classes)
+    classes = _SemanticClasses.match(
+        truth.classes or dict(enumerate(model_classes)), model_classes, context.config.void
+    )
+    reason = _no_common_class(model_classes, classes.names)
     if reason:
         return reason
-    num_classes = len(truth_classes)
-    truth_index = _lookup({value: k for k, value in enumerate(values)}, num_classes)
-    class_index = {name: k for k, name in enumerate(truth_classes)}
-    model_index = _lookup(
-        {i: class_index[name] for i, name in enumerate(model_classes) if name in class_index},
-        num_classes,
-    )
     scored = context.join(tuple(truth.maps), ignore_suffix=True)
-    total = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+    total = np.zeros((len(classes.names), len(classes.names) + 1), dtype=np.int64)
     num_unlisted = 0
     per_image: dict[str, dict[str, float]] = {}
     for name, prediction in _semantic_pairs(context, scored):
         label_map = read_label_map(truth.maps[name])
-        labels = truth_index[label_map]
-        num_unlisted += int(
-            np.count_nonzero((labels == num_classes) & (label_map != context.config.void))
-        )
-        if prediction is None:
-            predicted = np.full(labels.shape, num_classes)
-        elif prediction.shape != labels.shape:
+        if prediction is not None and prediction.shape != label_map.shape:
             raise ValueError(
-                f"{truth.maps[name]} is {labels.shape} and the image {prediction.shape} "
+                f"{truth.maps[name]} is {label_map.shape} and the image {prediction.shape} "
                 "(height, width); truth must have the image's size"
             )
-        else:
-            predicted = model_index[prediction]
-        counts = confusion_counts(labels, predicted, num_classes)
+        counts, unlisted = classes.count(label_map, prediction)
         total += counts
+        num_unlisted += unlisted
         iou = mean_iou(counts)
         if iou is not None:
             accuracy = float(np.trace(counts) / counts.sum())
             per_image[name] = {"mIoU": iou, "pixel accuracy": accuracy}
-    scores = score_confusion(total, truth_classes)
-    notes = [f"label value {context.config.void} is void", *_class_notes(
-        model_classes, truth_classes, what="their pixels are wrong"
-    )]  # fmt: skip
+    scores = score_confusion(total, classes.names)
+    notes = [f"label value {classes.void} of the truth is void"]
+    notes += _class_notes(model_classes, classes.names, what="their pixels are wrong")
     if truth.classes is None:
         notes.append("no classes.json beside the label maps: value i is the model's class i")
     if num_unlisted:
@@ -552,14 +582,6 @@ def _evaluate_semantic(context: _Context, truth: SemanticTruth) -> ModelEvaluati
         confusion=scores.confusion,
         per_image=scored.image_rows(per_image),
     )
-
-
-def _lookup(indices: Mapping[int, int], default: int) -> NDArray[np.int64]:
-    """Table from any uint16 label value to a class index."""
-    table = np.full(2**16, default, dtype=np.int64)
-    for value, index in indices.items():
-        table[value] = index
-    return table
 
 
 def _semantic_pairs(

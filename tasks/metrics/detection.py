@@ -28,6 +28,7 @@ __all__ = [
     "IouType",
     "TruthImage",
     "encode_mask",
+    "encode_plane",
     "score_detections",
 ]
 
@@ -106,6 +107,35 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
         `{"size": [H, W], "counts": bytes}`.
     """
     encoded: dict[str, Any] = mask_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return encoded
+
+
+def encode_plane(
+    plane: NDArray[np.integer[Any]], values: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """COCO run lengths of many instances that share a plane, in one pass over its pixels.
+
+    Args:
+        plane: (H, W) integers.
+        values: of the instances wanted; one that has no pixel gets an empty mask.
+
+    Returns:
+        Value -> `{"size": [H, W], "counts": bytes}`.
+    """
+    height, width = plane.shape
+    pixels = plane.ravel(order="F")
+    starts = np.append(0, np.flatnonzero(pixels[1:] != pixels[:-1]) + 1)
+    ends = np.append(starts[1:], pixels.size)
+    run_values = pixels[starts]
+    encoded = {}
+    for value in values:
+        runs = run_values == value
+        edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+        counts = np.diff(edges, prepend=0, append=pixels.size)
+        if counts[-1] == 0:
+            counts = counts[:-1]
+        uncompressed = {"size": [height, width], "counts": counts.tolist()}
+        encoded[int(value)] = mask_codec.frPyObjects(uncompressed, height, width)
     return encoded
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_codec
 
 from pixelmill.configs.schema import EvaluationConfig, PreprocessConfig
 from pixelmill.models.spec import ModelSpec
@@ -440,3 +441,64 @@ def test_saved_files_hold_every_number(score, base, tmp_path):
     per_image = pd.read_parquet(tmp_path / "report" / "per_image.parquet")
     assert set(per_image["metric"]) == {"TP", "FP", "FN", "F1"}
     assert not any(path.name.endswith(".new") for path in (tmp_path / "report").iterdir())
+
+
+def test_several_label_values_and_model_classes_may_be_one_class(score, base):
+    (base / "classes.json").write_text(json.dumps(["ground", "animal", "animal"]))
+    spec = make_spec("maps", "semantic_segmentation", classes=("ground", "cat", "dog"))
+    store = score([(spec, {path: ImagePrediction(semantic=semantic_of(path)) for path in PATHS})])
+    config = EvaluationConfig(semantic="semantic", class_names={"cat": "animal", "dog": "animal"})
+    found = only(evaluate(store, config, base=base, collection="photos"))
+    assert [row.class_name for row in found.per_class] == ["ground", "animal"]
+    assert values(found)["mIoU"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_numbers_of_real_masks_survive_the_store_to_the_last_digit(tmp_path, data):
+    truth = load_coco_instances(data / "pennfudan" / "instances.json")
+    sizes = {image.id: image for image in truth.images}
+    noisy = json.loads((data / "pennfudan" / "noisy_segm_dets.json").read_text())
+    (spec,) = (make_spec("noisy", "instance_segmentation", classes=(truth.categories[0].name,)),)
+    store = Store(tmp_path / "out", create=True)
+    record = RunRecord(
+        run_id="20260101T000000-aaaaaa",
+        date="2026-01-01",
+        collection="pennfudan",
+        source="images",
+        created_at="2026-01-01T00:00:00Z",
+        config={},
+        models=(spec,),
+        num_images=len(sizes),
+        num_shards=1,
+    )
+    store.create_run(record, pa.Table.from_pylist([], schema=PLAN))
+    writer = ShardWriter(store, record, 0)
+    for image in truth.images:
+        rows = [row for row in noisy if row["image_id"] == image.id]
+        rows.sort(key=lambda row: -row["score"])
+        masks = [mask_codec.decode(row["segmentation"]).astype(bool) for row in rows]
+        place = {
+            "collection": "pennfudan",
+            "path": image.file_name,
+            "source_uri": image.file_name,
+            "size_bytes": 1,
+            "modified": "1",
+            "image_id": image_id_of(image.file_name),
+            "width": image.width,
+            "height": image.height,
+        }
+        detections = Detections(
+            boxes_xyxy=np.tile(np.float32([0, 0, image.width, image.height]), (len(rows), 1)),
+            scores=np.array([row["score"] for row in rows], np.float32),
+            labels=np.zeros(len(rows), np.int32),
+            masks=tuple(MaskCrop(0, 0, mask) for mask in masks),
+        )
+        writer.add_catalog(CatalogRow(**place))
+        writer.add_image(ImageRow(**place), spec.key, ImagePrediction(detections=detections))
+    writer.commit()
+    publish(store)
+    config = EvaluationConfig(instances="instances.json", iou_type="segm")
+    found = only(evaluate(store, config, base=data / "pennfudan", collection="pennfudan"))
+    expected = json.loads((data / "expected_noisy.json").read_text())["values"]["pennfudan/segm"]
+    assert [metric.value for metric in found.metrics[:12]] == expected["noisy"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -15,6 +16,7 @@ from pixelmill.tasks.metrics.detection import (
     InstanceTruth,
     TruthImage,
     encode_mask,
+    encode_plane,
     score_detections,
 )
 from pixelmill.tasks.truth import load_coco_instances
@@ -269,3 +271,9 @@ def test_a_mask_of_another_size_is_refused():
 def test_masks_need_truth_with_masks():
     with pytest.raises(ValueError, match="truth has no masks"):
         score_detections(make_truth([(1, 1, [0, 0, 10, 10])]), [], iou_type="segm")
+
+
+@given(st_numpy.arrays(np.uint16, (7, 9), elements=st.integers(0, 3)))
+def test_a_plane_is_encoded_as_its_masks_are(plane):
+    found = encode_plane(plane, [1, 2, 3, 9])
+    assert found == {value: encode_mask(plane == value) for value in (1, 2, 3, 9)}
