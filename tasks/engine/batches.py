@@ -16,6 +16,8 @@ __all__ = ["Batches", "Work"]
 
 Canvas = NDArray[np.uint8]
 
+_MIN_BATCH_SIZE = 2
+
 
 @dataclass(slots=True, eq=False)
 class Work:
@@ -49,7 +51,9 @@ class Batches:
 
     Every batch has exactly `spec.batch_size` canvases, the last ones are filled up with empty
     ones: the same kernels run on the same shapes whatever is in the batch, which is what makes an
-    image's result independent of its batch mates.
+    image's result independent of its batch mates. On the CPU it is independent of the batch size
+    too, from 2 on; for a single image PyTorch takes other convolutions (its `use_mkldnn` asks for
+    more than one image or 20,480 numbers), so a size of 1 acts as 2.
 
     Args:
         spec: of the model.
@@ -60,6 +64,7 @@ class Batches:
         self.spec = spec
         self.forward_s = 0.0
         self._network = network
+        self._batch_size = max(spec.batch_size, _MIN_BATCH_SIZE)
         self._waiting: dict[tuple[int, ...], list[tuple[Work, int, Canvas]]] = {}
 
     @property
@@ -75,7 +80,7 @@ class Batches:
         """
         queue = self._waiting.setdefault(canvas.shape, [])
         queue.append((work, view_index, canvas))
-        if len(queue) < self.spec.batch_size:
+        if len(queue) < self._batch_size:
             return []
         return self._score(self._waiting.pop(canvas.shape))
 
@@ -90,7 +95,7 @@ class Batches:
 
     def _score(self, queue: list[tuple[Work, int, Canvas]]) -> list[Work]:
         started = time.perf_counter()
-        results = self._predict([canvas for _, _, canvas in queue], self.spec.batch_size)
+        results = self._predict([canvas for _, _, canvas in queue], self._batch_size)
         self.forward_s += time.perf_counter() - started
         touched: dict[Work, None] = {}
         for (work, view_index, _), result in zip(queue, results, strict=True):

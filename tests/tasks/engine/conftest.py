@@ -1,4 +1,3 @@
-import functools
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,7 +78,6 @@ def weights_folder(tmp_path_factory):
 def small_spec(weights_folder):
     """Function name -> spec of a small network of random weights that finds something."""
 
-    @functools.cache
     def make(name: str, batch_size: int = 4, **changes):
         boxes = BoxPostprocess(score_threshold=0.0, max_detections=10, pre_nms_top_k=60)
         models = {"detector": DetectionModel, "masker": InstanceModel, "segmenter": SemanticModel}

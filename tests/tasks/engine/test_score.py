@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pixelmill.configs.schema import AugmentationConfig, BoxPostprocess, TilingConfig
 from pixelmill.tasks.engine.score import score_shard
 from pixelmill.tasks.store import Store, publish
 
@@ -81,3 +82,150 @@ def test_batch_mates_position_and_shards_change_no_bit(
         assert found.keys() == expected.keys(), name
         different = [key for key in expected if found[key] != expected[key]]
         assert not different, (name, different)
+
+
+@pytest.mark.parametrize("name", ["detector", "masker", "segmenter", "captioner"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_the_batch_size_changes_no_bit(
+    tmp_path, make_run, small_spec, pictures, name: str, batch_size: int
+) -> None:
+    seen = []
+    for size in (4, batch_size):
+        store = Store(tmp_path / f"store{size}", create=True)
+        spec = small_spec(name, size)
+        run_id = make_run(store, [spec], sorted(pictures.iterdir())[:5])
+        score_shard(store.root, run_id, 0)
+        seen.append(results(store))
+    assert seen[0] == seen[1]
+
+
+def test_tiles_and_mirrors_are_scored_and_merged(store, make_run, small_spec, pictures) -> None:
+    views = {
+        "tiling": TilingConfig(tile=(40, 40), overlap=0.25),
+        "augmentation": AugmentationConfig(horizontal_flip=True, vertical_flip=True),
+    }
+    specs = [small_spec(name, 4, **views) for name in ("detector", "masker", "segmenter")]
+    run_id = make_run(store, specs, sorted(pictures.iterdir())[:4])
+    outcome = score_shard(store.root, run_id, 0)
+    assert outcome.num_failed == 0
+    assert dict(outcome.num_scored) == {spec.key: 4 for spec in specs}
+    publish(store)
+    image = store.images(specs[2].key).iloc[0]
+    assert store.semantic_mask(image.image_id, specs[2].key).max() < 4
+    boxes = store.boxes(specs[1].key)
+    assert (boxes.groupby("image_id").size() <= 10).all()
+
+
+def test_bad_inputs_become_rows_and_stop_nothing(
+    tmp_path, store, make_run, small_spec, pictures
+) -> None:
+    good = sorted(pictures.iterdir())[0]
+    inputs = {
+        "empty.jpg": b"",
+        "text.jpg": b"no picture at all",
+        "cut.jpg": good.read_bytes()[:600],
+        "good.jpg": good.read_bytes(),
+    }
+    for name, data in inputs.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [*(tmp_path / name for name in inputs), tmp_path / "gone.jpg"]
+    run_id = make_run(store, [small_spec("detector")], paths)
+    outcome = score_shard(store.root, run_id, 0)
+    assert sum(outcome.num_scored.values()) == 1
+    assert outcome.num_failed == 4
+    publish(store)
+    failures = store.failures().set_index("path")
+    assert failures.stage.to_dict() == {
+        "empty.jpg": "decode",
+        "text.jpg": "decode",
+        "cut.jpg": "decode",
+        "gone.jpg": "read",
+    }
+    assert failures.reason["cut.jpg"] == "truncated"
+    assert failures.retryable.to_dict() == {
+        "empty.jpg": False,
+        "text.jpg": False,
+        "cut.jpg": False,
+        "gone.jpg": True,
+    }
+    assert set(store.catalog().path) == {"empty.jpg", "text.jpg", "cut.jpg", "good.jpg"}
+
+
+def test_inputs_over_the_limits_are_not_even_read(tmp_path, store, make_run, small_spec) -> None:
+    (tmp_path / "large.jpg").write_bytes(bytes(100))
+    run_id = make_run(
+        store, [small_spec("detector")], [tmp_path / "large.jpg"], ingest={"max_file_bytes": 99}
+    )
+    score_shard(store.root, run_id, 0)
+    publish(store)
+    assert store.failures().reason.tolist() == ["too_many_bytes"]
+    assert len(store.catalog()) == 0
+
+
+def test_a_file_that_changed_after_the_listing_is_left_for_the_next_one(
+    tmp_path, store, make_run, small_spec, pictures
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"short")
+    run_id = make_run(store, [small_spec("detector")], [path])
+    path.write_bytes(sorted(pictures.iterdir())[0].read_bytes())
+    assert score_shard(store.root, run_id, 0).num_failed == 1
+    publish(store)
+    assert store.failures().reason.tolist() == ["changed"]
+    assert store.failures().retryable.tolist() == [True]
+
+
+def test_copies_and_known_images_are_scored_once(
+    tmp_path, store, make_run, small_spec, pictures
+) -> None:
+    data = sorted(pictures.iterdir())[0].read_bytes()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(data)
+    spec = small_spec("detector")
+    first = make_run(store, [spec], [tmp_path / "a.jpg", tmp_path / "b.jpg"])
+    assert sum(score_shard(store.root, first, 0).num_scored.values()) == 1
+    publish(store)
+    moved = make_run(store, [spec], [tmp_path / "c.jpg"])
+    outcome = score_shard(store.root, moved, 0)
+    assert sum(outcome.num_scored.values()) == 0
+    assert outcome.stats["num_decoded"] == 0
+    publish(store)
+    assert sorted(store.catalog().path) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert store.catalog().image_id.nunique() == 1
+    assert len(store.images()) == 1
+
+
+def test_only_the_models_of_a_rows_mask_are_run(store, make_run, small_spec, pictures) -> None:
+    specs = [small_spec("detector"), small_spec("segmenter")]
+    run_id = make_run(store, specs, sorted(pictures.iterdir())[:3], masks=[0b01, 0b10, 0b11])
+    outcome = score_shard(store.root, run_id, 0)
+    assert dict(outcome.num_scored) == {specs[0].key: 2, specs[1].key: 2}
+
+
+def test_a_stopped_shard_leaves_nothing_but_itself_to_do(
+    store, make_run, small_spec, pictures
+) -> None:
+    run_id = make_run(store, [small_spec("detector", 2)], sorted(pictures.iterdir()))
+    answers = iter([False, False, True])
+    outcome = score_shard(store.root, run_id, 0, should_stop=lambda: next(answers))
+    assert outcome.stopped
+    assert store.committed_shards(run_id) == set()
+    left = [entry.key for entry in store.backend.list("_commit")]
+    assert not [key for key in left if "crumbs" in key or "staging" in key]
+    assert score_shard(store.root, run_id, 0).num_scored[small_spec("detector", 2).key] == 12
+    assert not list(store.backend.list("_commit/crumbs"))
+
+
+def test_candidates_are_kept_if_asked_for_and_change_no_key(
+    store, make_run, small_spec, pictures
+) -> None:
+    kept = BoxPostprocess(
+        score_threshold=0.0, max_detections=10, pre_nms_top_k=60, keep_candidates=True
+    )
+    spec = small_spec("detector", 4, postprocess=kept)
+    assert spec.key == small_spec("detector").key
+    run_id = make_run(store, [spec], sorted(pictures.iterdir())[:2])
+    score_shard(store.root, run_id, 0)
+    publish(store)
+    assert len(store.candidates()) == 120
+    assert len(store.boxes()) < 120
