@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import queue
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from importlib.metadata import version
@@ -19,6 +17,7 @@ from distributed.worker import thread_state
 
 from pixelmill.flows.environment import restored_threads, worker_threads
 from pixelmill.flows.pool import Future, Outcome, ShardCall, count_cores, count_gpus, drain
+from pixelmill.flows.signals import sigint_masked
 
 __all__ = ["DaskPool", "call_on_worker", "connect", "start_cuda", "start_local"]
 
@@ -213,19 +212,3 @@ def check_versions(client: Any, address: str) -> None:
                 f"worker {worker} of {address} has {has}, this is {ours}: install "
                 f"pixelmill=={ours} where the workers run"
             )
-
-
-@contextlib.contextmanager
-def sigint_masked() -> Iterator[None]:
-    """Children started inside ignore the terminal's Ctrl-C: it is ours to handle.
-
-    A child inherits the mask for good; here it is lifted at the end.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

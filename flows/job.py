@@ -1,6 +1,7 @@
 """What a scoring run is asked to do, and what that means here: folders, models, dates."""
 
 import re
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,8 @@ from pixelmill.configs.schema import EvaluationConfig, RunConfig
 from pixelmill.flows.pool import count_cores, count_gpus, count_workers
 from pixelmill.models.build import resolve_model
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.ingest import KNOWN_COLUMNS
-from pixelmill.tasks.plan import Reprocess
+from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
+from pixelmill.tasks.plan import Plan, Reprocess, plan_run
 from pixelmill.tasks.sources import collection_name
 from pixelmill.tasks.store import Store
 
@@ -26,6 +27,7 @@ __all__ = [
     "default_collection",
     "find_truth",
     "prepare_job",
+    "preview_plan",
     "read_known",
     "resolve_models",
     "results_folder",
@@ -88,6 +90,7 @@ class Job:
     source: str
     collection: str
     date: str
+    reprocess: Reprocess
     truth: EvaluationConfig | None
     truth_base: Path
     num_workers: int
@@ -107,7 +110,7 @@ def prepare_job(params: ScoreParams) -> Job:
     if source is None:
         raise ValueError(f"config {config.name!r} names no images; name a folder to score")
     if "://" not in source:
-        source = str(Path(source).expanduser().resolve())
+        source = _local_folder(source)
     base = Path(source).parent if "://" not in source else Path.cwd()
     return Job(
         config=config,
@@ -115,10 +118,20 @@ def prepare_job(params: ScoreParams) -> Job:
         source=source,
         collection=params.collection or default_collection(source),
         date=params.date or datetime.now(UTC).date().isoformat(),
+        reprocess=params.reprocess,
         truth=find_truth(config.evaluation, base) if params.evaluate else None,
         truth_base=base,
         num_workers=count_planned_workers(config.compute.cluster),
     )
+
+
+def _local_folder(source: str) -> str:
+    folder = Path(source).expanduser().resolve()
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder {str(folder)!r}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"expected a folder of images, got the file {str(folder)!r}")
+    return str(folder)
 
 
 def resolve_models(config: RunConfig) -> tuple[ModelSpec, ...]:
@@ -160,6 +173,26 @@ def count_planned_workers(cluster: str) -> int:
 def read_known(store: Store, collection: str) -> pa.Table:
     """The catalog of a collection, as `ingest` wants it."""
     return store.table("catalog", columns=KNOWN_COLUMNS, filters=[("collection", "=", collection)])
+
+
+def preview_plan(root: str, job: Job) -> Plan:
+    """The plan of a job without writing anything; against an empty store if there is none."""
+    try:
+        store = Store(root)
+    except FileNotFoundError:
+        store = Store(f"memory://preview-{uuid.uuid4().hex}", create=True)
+    listing = ingest(job.source, job.config.ingest, read_known(store, job.collection))
+    return plan_run(
+        store,
+        listing,
+        job.specs,
+        job.config,
+        collection=job.collection,
+        source=job.source,
+        date=job.date,
+        reprocess=job.reprocess,
+        num_workers=job.num_workers,
+    )
 
 
 def results_folder(store: Store, collection: str) -> Path:

@@ -27,7 +27,7 @@ from pixelmill.flows.submit import FailedShard, RetryPolicy, Submission, run_sha
 from pixelmill.flows.worker import score_reference
 from pixelmill.tasks.engine.score import ShardOutcome
 from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
-from pixelmill.tasks.ingest import ingest_task
+from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan, plan_task, save_plan
 from pixelmill.tasks.report import build_report, summarise_run, summary_markdown
@@ -37,10 +37,15 @@ from pixelmill.tasks.store import RunRecord, Store, publish
 __all__ = [
     "RunReport",
     "Scoring",
+    "describe_run",
     "evaluate_job",
-    "plan_job",
+    "final_state",
+    "prepare_task",
+    "report_job",
+    "report_task",
     "score",
     "score_flow",
+    "score_listing",
     "score_shards",
 ]
 
@@ -204,71 +209,13 @@ def score(params: ScoreParams) -> State[RunReport]:
     """
     job = prepare_task(params)
     store = Store(params.store, create=True)
-    plan = plan_job(store, job, params)
-    scoring = Scoring()
-    if plan.record is not None:
-        record = save_plan(store, plan)
-        sizes = np.bincount(plan.rows["shard"].to_numpy())
-        scoring = score_task(store.root, record, sizes, job.config.compute)
-        publish_task(store)
+    listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
+    plan, scoring = score_listing(store, job, listing)
     evaluation = report = None
     if scoring.stopped_by is None:
         evaluation = evaluate_job(store, job)
-        if params.report:
-            report = report_task(
-                store,
-                evaluation,
-                results_folder(store, job.collection) / "report.html",
-                collection=job.collection,
-                run_id=plan.record.run_id if plan.record else None,
-            )
-    run = _summarise(store, job, plan, scoring, evaluation, report)
-    create_markdown_artifact(_describe(store, run), key="run-summary")
-    return _final_state(run)
-
-
-score_flow = flow(name="score", flow_run_name="score-{params.source}", persist_result=False)(score)
-
-
-def plan_job(store: Store, job: Job, params: ScoreParams) -> Plan:
-    """List the job's images and find what its models have not scored."""
-    listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
-    return plan_task(
-        store,
-        listing,
-        job.specs,
-        job.config,
-        collection=job.collection,
-        source=job.source,
-        date=job.date,
-        reprocess=params.reprocess,
-        num_workers=job.num_workers,
-    )
-
-
-def evaluate_job(store: Store, job: Job) -> Evaluation | None:
-    """Compare the job's models with its truth, and save the numbers; None without truth."""
-    if job.truth is None:
-        return None
-    keys = [spec.key for spec in job.specs if spec.key in store.models()]
-    if not keys:
-        return None  # every image was quarantined
-    evaluation = evaluate_task(
-        store, job.truth, base=job.truth_base, collection=job.collection, models=keys
-    )
-    save_evaluation(evaluation, results_folder(store, job.collection))
-    return evaluation
-
-
-def _summarise(
-    store: Store,
-    job: Job,
-    plan: Plan,
-    scoring: Scoring,
-    evaluation: Evaluation | None,
-    report: Path | None,
-) -> RunReport:
-    return RunReport(
+        report = report_job(store, job, evaluation, plan) if params.report else None
+    run = RunReport(
         store=store.root,
         collection=job.collection,
         run_id=plan.record.run_id if plan.record else None,
@@ -280,18 +227,69 @@ def _summarise(
         evaluation=evaluation,
         report=report,
     )
+    create_markdown_artifact(describe_run(store, run), key="run-summary")
+    return final_state(run)
 
 
-def _describe(store: Store, run: RunReport) -> str:
+score_flow = flow(name="score", flow_run_name="score-{params.source}", persist_result=False)(score)
+
+
+def score_listing(store: Store, job: Job, listing: Listing) -> tuple[Plan, Scoring]:
+    """Plan what a listing lacks, score it and publish it."""
+    plan = plan_task(
+        store,
+        listing,
+        job.specs,
+        job.config,
+        collection=job.collection,
+        source=job.source,
+        date=job.date,
+        reprocess=job.reprocess,
+        num_workers=job.num_workers,
+    )
+    if plan.record is None:
+        return plan, Scoring()
+    record = save_plan(store, plan)
+    sizes = np.bincount(plan.rows["shard"].to_numpy())
+    scoring = score_task(store.root, record, sizes, job.config.compute)
+    publish_task(store)
+    return plan, scoring
+
+
+def evaluate_job(store: Store, job: Job) -> Evaluation | None:
+    """Compare the job's models with its truth; None without truth or predictions."""
+    published = store.models()
+    keys = [spec.key for spec in job.specs if spec.key in published]
+    if job.truth is None or not keys:
+        return None
+    return evaluate_task(
+        store, job.truth, base=job.truth_base, collection=job.collection, models=keys
+    )
+
+
+def report_job(store: Store, job: Job, evaluation: Evaluation | None, plan: Plan) -> Path:
+    """Write metrics and report; those of an unchanged store stay as they are, byte by byte."""
+    folder = results_folder(store, job.collection)
+    path = folder / "report.html"
+    if plan.record is None and path.exists():
+        return path
+    if evaluation is not None:
+        save_evaluation(evaluation, folder)
+    run_id = plan.record.run_id if plan.record else None
+    return report_task(store, evaluation, path, collection=job.collection, run_id=run_id)
+
+
+def describe_run(store: Store, run: RunReport) -> str:
     """The run as markdown, for Prefect's page of it."""
     summary = summarise_run(
         store, collection=run.collection, run_id=run.run_id, evaluation=run.evaluation
     )
-    text = summary_markdown(summary, run.evaluation)
+    text = summary_markdown(run.evaluation, summary)
     return f"{text}\n\nReport: `{run.report}`" if run.report else text
 
 
-def _final_state(run: RunReport) -> State[RunReport]:
+def final_state(run: RunReport) -> State[RunReport]:
+    """What Prefect shows of the run, with the run as data."""
     scoring = run.scoring
     progress = f"{scoring.num_done} of {scoring.num_shards} shards"
     if scoring.stopped_by is not None:

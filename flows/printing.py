@@ -1,0 +1,123 @@
+"""Plans, runs and evaluations as tables for the terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pixelmill.flows.backfill import BackfillReport
+from pixelmill.flows.score import RunReport
+from pixelmill.tasks.metrics.results import Evaluation
+from pixelmill.tasks.plan import Plan
+
+__all__ = ["print_backfill", "print_evaluation", "print_plan", "print_run"]
+
+
+def print_plan(console: Console, plan: Plan, collection: str) -> None:
+    """What would be scored, reused, retried and skipped."""
+    facts = [
+        f"{plan.num_listed:,} images listed in {collection}",
+        f"{plan.num_new:,} new or changed",
+        f"{plan.num_planned:,} to score ({_bytes(plan.num_bytes)}) in {plan.num_shards:,} shards",
+    ]
+    facts += [
+        f"{number:,} {what}"
+        for number, what in (
+            (plan.num_retried, "of them retried after a failure"),
+            (plan.num_duplicates, "copies of others, scored once"),
+            (plan.num_quarantined, "skipped: they failed for good and have not changed"),
+            (plan.num_problems, "entries could not be listed"),
+        )
+        if number
+    ]
+    if plan.num_planned:
+        facts.append(f"about {_duration(plan.seconds_estimated)}")
+    for fact in facts:
+        console.print(fact, highlight=False)
+    rows = [
+        (key, f"{plan.num_missing[key]:,}", f"{plan.num_reused[key]:,}") for key in plan.num_missing
+    ]
+    console.print(_table(("model", "to score", "reused"), rows))
+
+
+def print_run(console: Console, run: RunReport) -> None:
+    """What was scored, how good it is, and where it lies."""
+    scoring = run.scoring
+    if run.num_planned == 0:
+        console.print(
+            f"Nothing to score: all {run.num_listed:,} images of {run.collection} are in."
+        )
+    else:
+        rows = [(key, f"{number:,}") for key, number in sorted(scoring.num_scored.items())]
+        console.print(_table(("model", "images scored"), rows))
+        console.print(
+            f"{run.num_planned:,} images of {run.collection} in {_duration(scoring.seconds)}, "
+            f"{scoring.images_per_s:.1f} images/s",
+            highlight=False,
+        )
+    if scoring.num_failed:
+        console.print(
+            f"[yellow]{scoring.num_failed:,} failures recorded: see the report or "
+            "Store.failures()[/yellow]"
+        )
+    for shard in scoring.failed_shards[:3]:
+        console.print(f"[red]shard {shard.shard_index} failed: {shard.error}[/red]")
+    if run.num_quarantined:
+        console.print(f"{run.num_quarantined:,} images skipped: they failed for good before")
+    if run.evaluation is not None:
+        print_evaluation(console, run.evaluation)
+    console.print(f"store   {run.store}", highlight=False, soft_wrap=True)
+    if run.report is not None:
+        console.print(f"report  {run.report}", highlight=False, soft_wrap=True)
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """The headline numbers of each model."""
+    rows = [
+        (model.model_key, model.kind, metric.name, f"{metric.value:.3f}")
+        for model in evaluation.models
+        for metric in model.headline
+    ]
+    if rows:
+        console.print(_table(("model", "compared", "metric", "value"), rows, num_text=3))
+    for key, reason in evaluation.skipped.items():
+        console.print(f"{key} not evaluated: {reason}", highlight=False)
+
+
+def print_backfill(console: Console, report: BackfillReport) -> None:
+    """Each part before its turn, and how many images it got."""
+    rows = []
+    for part in report.parts:
+        scored = report.scoring.get(part.part)
+        done = f"{max(scored.num_scored.values(), default=0):,}" if scored else ""
+        counts = (f"{part.num_images:,}", f"{part.num_missing:,}", f"{part.num_failed:,}", done)
+        rows.append((part.part, part.status, *counts))
+    head = ("part", "was", "images", "missing", "failed", "scored now")
+    console.print(_table(head, rows, num_text=2))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(head):
+        table.add_column(title, justify="left" if index < num_text else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _bytes(number: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000  # type: ignore[assignment]  # a quotient from here on
+    return f"{number:.1f} TB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown time: no earlier run of these models here"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
