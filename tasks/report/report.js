@@ -196,7 +196,9 @@
     tile.querySelector("a.stage").focus({ preventScroll: false });
   });
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
-  viewer.addEventListener("keydown", (event) => {
+  // on the document: a step moves the focus out of the dialog
+  document.addEventListener("keydown", (event) => {
+    if (!viewer.open) return;
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
   });
