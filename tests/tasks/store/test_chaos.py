@@ -38,7 +38,7 @@ def violations(root, fakes):
     if not Path(folder).exists():
         return found
     frames = {
-        "duckdb": duckdb.sql(
+        "duckdb": duckdb.execute(
             f"select image_id, rank from read_parquet('{folder}/*/*.parquet')"
         ).df(),
         "pandas": pd.read_parquet(f"{root}/detections", columns=["image_id", "rank"]),

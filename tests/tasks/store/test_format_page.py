@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 def test_the_code_runs(published, monkeypatch, capsys):
     """Block after block, as a reader would type them, beside a store called `out`."""
     monkeypatch.chdir(Path(published.root).parent)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     assert len(BLOCKS) == 8
     for block in BLOCKS:
         if "napari" in block and importlib.util.find_spec("napari") is None:
@@ -31,7 +32,7 @@ def test_the_code_runs(published, monkeypatch, capsys):
 
 def test_masks_read_without_us_are_the_masks(published, fakes, monkeypatch):
     monkeypatch.chdir(Path(published.root).parent)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for block in BLOCKS[:5]:
         if "duckdb" not in block:
             exec(block, names)

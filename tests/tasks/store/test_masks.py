@@ -1,4 +1,5 @@
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ def overlapping_masks(draw):
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         crops.append(MaskCrop(top, left, rng.random(shape) < density))
     return tuple(crops), height, width
+
+
+def open_array(path, name) -> "zarr.Array[Any]":
+    """By way of the root, as a reader that follows `images` does."""
+    found = zarr.open_group(path, mode="r", zarr_format=3)[name]
+    assert isinstance(found, zarr.Array)
+    return found
 
 
 def spread(crops, height, width):
@@ -54,8 +62,8 @@ def test_instances_survive_the_store(tmp_path_factory, scene):
     layers = masks.add_instances(ID, crops, height, width)
     _, places = masks.write(backend, "m.zarr", {})
     place = places[ID]
-    group = zarr.open_group(backend.zarr_store("m.zarr"), mode="r", zarr_format=3)
-    planes = read_planes(group[place.array], place.row, height, width)
+    array = open_array(backend.zarr_store("m.zarr"), place.array)
+    planes = read_planes(array, place.row, height, width)
     values = np.arange(1, len(crops) + 1)
     np.testing.assert_array_equal(
         planes[layers] == values[:, None, None], spread(crops, height, width)
@@ -98,24 +106,25 @@ def written(tmp_path):
 
 def test_label_maps_survive_the_store(written):
     path, maps, places = written
-    group = zarr.open_group(path, mode="r")
     for image_id, labels in maps.items():
         place = places[image_id]
-        found = read_planes(group[place.array], place.row, *labels.shape)
+        found = read_planes(open_array(path, place.array), place.row, *labels.shape)
         np.testing.assert_array_equal(found, labels)
 
 
 def test_arrays_are_laid_out_as_designed(written):
     path, *_ = written
-    labels = zarr.open_group(path, mode="r")["semantic/256x256/labels"]
+    labels = open_array(path, "semantic/256x256/labels")
     assert labels.shape == (70, 256, 256)
     assert labels.chunks == (1, 256, 256)
     assert labels.shards == (64, 256, 256)
     assert labels.dtype == np.uint8
     assert labels.fill_value == 255
-    assert labels.metadata.dimension_names == ("image", "y", "x")
+    metadata = labels.metadata.to_dict()
+    assert metadata["dimension_names"] == ("image", "y", "x")
     assert labels.attrs["classes"] == ["a", "b", "c"]
-    codecs = labels.metadata.to_dict()["codecs"][0]["configuration"]["codecs"]
+    sharding: Any = metadata["codecs"]
+    codecs = sharding[0]["configuration"]["codecs"]
     assert [codec["name"] for codec in codecs] == ["bytes", "zstd"]
     assert codecs[1]["configuration"]["level"] == 1
     assert {file.name for file in (path / "semantic/256x256/labels/c").iterdir()} == {"0", "1"}
@@ -123,7 +132,7 @@ def test_arrays_are_laid_out_as_designed(written):
 
 def test_padding_is_void(written):
     path, _, places = written
-    plane = zarr.open_group(path, mode="r")["semantic/512x256/labels"][0]
+    plane = np.asarray(open_array(path, "semantic/512x256/labels")[0])
     assert (plane[300:] == 255).all()
     assert (plane[:, 30:] == 255).all()
     assert places["f" * 32].array == "semantic/512x256/labels"
@@ -131,12 +140,15 @@ def test_padding_is_void(written):
 
 def test_coordinates_name_the_rows(written):
     path, maps, places = written
-    group = zarr.open_group(path, mode="r")["semantic/256x256"]
-    ids = [str(image_id) for image_id in group["image_id"][:]]
+    image_id, height, width = (
+        np.asarray(open_array(path, f"semantic/256x256/{name}")[:]).tolist()
+        for name in ("image_id", "height", "width")
+    )
+    ids = [str(name) for name in image_id]
     assert ids == sorted(image_id for image_id in maps if image_id != "f" * 32)
     assert [places[image_id].row for image_id in ids] == list(range(70))
-    assert group["height"][:].tolist() == [maps[image_id].shape[0] for image_id in ids]
-    assert set(group["width"][:].tolist()) == {30}
+    assert height == [maps[image_id].shape[0] for image_id in ids]
+    assert set(width) == {30}
 
 
 def test_the_root_is_consolidated(written):
@@ -153,10 +165,10 @@ def test_more_than_254_classes_are_uint16(tmp_path):
     labels = np.full((3, 4), 254, np.uint16)
     masks.add_semantic(ID, labels)
     places, _ = masks.write(backend, "m.zarr", {})
-    array = zarr.open_group(tmp_path / "m.zarr", mode="r")[places[ID].array]
+    array = open_array(tmp_path / "m.zarr", places[ID].array)
     assert array.dtype == np.uint16
     assert array.fill_value == 65535
-    np.testing.assert_array_equal(array[0, :3, :4], labels)
+    np.testing.assert_array_equal(read_planes(array, 0, 3, 4), labels)
 
 
 @pytest.mark.parametrize("labels", [np.zeros((3, 4), np.uint16), np.zeros((1, 3, 4), np.uint8)])

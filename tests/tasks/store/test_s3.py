@@ -55,5 +55,7 @@ def test_other_libraries_read_the_bucket(s3_root, fakes, contents):
     with store.backend.open(part.key) as file:
         row = pq.read_table(file).to_pylist()[0]
     group = zarr.open_group(store.backend.zarr_store(row["mask_store"]), mode="r", zarr_format=3)
-    plane = group[row["semantic_array"]][row["semantic_row"], : row["height"], : row["width"]]
+    array = group[row["semantic_array"]]
+    assert isinstance(array, zarr.Array)
+    plane = array[row["semantic_row"], : row["height"], : row["width"]]
     np.testing.assert_array_equal(plane, fakes.semantic_of(row["image_id"]))
