@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as mask_codec
+from pycocotools import mask as coco_mask
 
 from pixelmill.tasks.metrics.detection import Category, InstanceTruth, TruthImage
 
@@ -31,6 +31,8 @@ __all__ = [
     "read_label_map",
 ]
 
+# Any: the stubs that some type checkers bring know only a part of what it takes.
+mask_codec: Any = coco_mask
 _MAX_FAULTS = 20
 
 
@@ -262,7 +264,7 @@ def _read_annotation(
     fault = _box_fault(box_xywh)
     if fault:
         return {}, fault
-    annotation["bbox"] = [float(value) for value in box_xywh]
+    annotation["bbox"] = np.asarray(box_xywh, np.float64).tolist()
     area = raw.get("area")
     if area is None and "segmentation" in annotation:
         area = float(mask_codec.area(annotation["segmentation"]))
@@ -274,7 +276,7 @@ def _read_annotation(
     return annotation, None
 
 
-def _box_fault(box_xywh: Any) -> str | None:
+def _box_fault(box_xywh: object) -> str | None:
     remedy = "bbox is [x, y, width, height] in pixels"
     if not isinstance(box_xywh, Sequence) or len(box_xywh) != 4:
         return f"bbox must be four numbers, got {box_xywh!r}; {remedy}"

@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_codec
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import coco, cocoeval
+from pycocotools import mask as coco_mask
 
 from pixelmill.tasks.metrics.results import ClassRow, Confusion, Curve, Metric
 
@@ -31,6 +30,11 @@ __all__ = [
     "encode_plane",
     "score_detections",
 ]
+
+# Any: the stubs that some type checkers bring know only a part of what these take.
+mask_codec: Any = coco_mask
+COCO: Any = coco.COCO
+COCOeval: Any = cocoeval.COCOeval
 
 IouType = Literal["bbox", "segm"]
 BACKGROUND = "background"
@@ -325,26 +329,30 @@ class _MatchRows:
 def _match_rows(evaluator: Any) -> _MatchRows:
     parameters = evaluator.params
     num_images, num_areas = len(parameters.imgIds), len(parameters.areaRng)
-    columns: list[list[NDArray[Any]]] = [[], [], [], [], []]
+    detection_id, truth_id = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    score, ignored = [np.zeros(0, np.float64)], [np.zeros(0, np.bool_)]
     num_truth = np.zeros(len(parameters.catIds), dtype=np.int64)
+    num_rows = np.zeros(len(parameters.catIds), dtype=np.int64)
     for class_index in range(len(parameters.catIds)):
+        # evalImgs is ordered by class, then area range ("all" comes first), then image
         start = class_index * num_areas * num_images
         for found in evaluator.evalImgs[start : start + num_images]:
             if found is None:
                 continue
             num_truth[class_index] += int(np.count_nonzero(np.asarray(found["gtIgnore"]) == 0))
-            ids = np.asarray(found["dtIds"], dtype=np.int64)
-            columns[0].append(ids)
-            columns[1].append(found["dtMatches"][AT_50].astype(np.int64))
-            columns[2].append(np.asarray(found["dtScores"], dtype=np.float64))
-            columns[3].append(found["dtIgnore"][AT_50].astype(bool))
-            columns[4].append(np.full(len(ids), class_index, dtype=np.int64))
-    kinds = (np.int64, np.int64, np.float64, np.bool_, np.int64)
-    joined = [
-        np.concatenate(column) if column else np.zeros(0, dtype=kind)
-        for column, kind in zip(columns, kinds, strict=True)
-    ]
-    return _MatchRows(joined[0], joined[1], joined[2], joined[3], joined[4], num_truth)
+            num_rows[class_index] += len(found["dtIds"])
+            detection_id.append(np.asarray(found["dtIds"], np.int64))
+            truth_id.append(found["dtMatches"][AT_50].astype(np.int64))
+            score.append(np.asarray(found["dtScores"], np.float64))
+            ignored.append(found["dtIgnore"][AT_50].astype(np.bool_))
+    return _MatchRows(
+        detection_id=np.concatenate(detection_id),
+        truth_id=np.concatenate(truth_id),
+        score=np.concatenate(score),
+        ignored=np.concatenate(ignored),
+        class_index=np.repeat(np.arange(len(num_rows)), num_rows),
+        num_truth=num_truth,
+    )
 
 
 def _best_f1(rows: _MatchRows) -> tuple[float, float]:

@@ -489,7 +489,9 @@ def test_numbers_of_real_masks_survive_the_store_to_the_last_digit(tmp_path, dat
             "height": image.height,
         }
         detections = Detections(
-            boxes_xyxy=np.tile(np.float32([0, 0, image.width, image.height]), (len(rows), 1)),
+            boxes_xyxy=np.tile(
+                np.array([0, 0, image.width, image.height], np.float32), (len(rows), 1)
+            ),
             scores=np.array([row["score"] for row in rows], np.float32),
             labels=np.zeros(len(rows), np.int32),
             masks=tuple(MaskCrop(0, 0, mask) for mask in masks),

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def test_polygons_and_both_kinds_of_rle_are_read(write):
     )
     assert truth.has_masks
     for annotation in truth.annotations:
-        assert mask_codec.iou([annotation["segmentation"]], [encode_mask(mask)], [0]) == 1
+        expected: Any = [encode_mask(mask)]
+        assert mask_codec.iou([annotation["segmentation"]], expected, [0]) == 1
         assert annotation["area"] == 12
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
@@ -27,7 +29,8 @@ def test_class_numbers_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     truth, guesses = ([CLASSES[i] for i in rng.integers(0, 3, 60)] for _ in range(2))
     scores = score_labels(truth, [[guess] for guess in guesses], CLASSES)
-    precision, recall, f1, support = precision_recall_fscore_support(truth, guesses, labels=CLASSES)
+    reference: Any = precision_recall_fscore_support(truth, guesses, labels=CLASSES)
+    precision, recall, f1, support = reference
     for k, row in enumerate(scores.per_class):
         assert row.num_truth == support[k]
         assert row.values == pytest.approx(

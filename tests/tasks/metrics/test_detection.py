@@ -2,6 +2,7 @@ import contextlib
 import copy
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_random_sets_score_as_in_pycocotools(truth_boxes, found):
     truth = make_truth(truth_boxes, num_images=2)
     detections = [detect(*row) for row in found]
     scores = score_detections(truth, detections)
-    reference = COCO()
+    reference: Any = COCO()
     reference.dataset = {
         "images": [{"id": 1, "width": 100, "height": 100}, {"id": 2, "width": 100, "height": 100}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
