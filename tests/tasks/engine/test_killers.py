@@ -1,0 +1,158 @@
+"""Images that kill the process that scores them, in real processes that really die."""
+
+import multiprocessing
+import signal
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixelmill.configs.schema import BoxPostprocess, DetectionModel, PreprocessConfig
+from pixelmill.models.build import resolve_model
+from pixelmill.tasks.engine.score import score_shard
+from pixelmill.tasks.store import publish
+
+# A network that shows the decode function each image's mean colour
+NETWORK = """
+    import torch
+
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            return images.mean(dim=(2, 3))
+
+    def build():
+        return Mean()
+"""
+DECODE = """
+    import os
+    import numpy as np
+
+    def decode(outputs, canvas):
+        results = []
+        for red, green, blue in outputs[0]:
+            if red > 0.9 and green < 0.1:
+                os.abort()
+            if green > 0.9 and red < 0.1:
+                raise ValueError("green is not to my taste")
+            if blue > 0.9 and red < 0.1 and len(outputs[0]) > 2:
+                raise MemoryError("too much blue at once")
+            results.append((np.array([[0, 0, 8, 8]]), np.array([0.9]), np.array([0])))
+        return results
+"""
+COLOURS = {"grey": (90, 90, 90), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture
+def picky_spec(tmp_path, monkeypatch):
+    """A model that dies of red, refuses green, and has little memory for blue."""
+    (tmp_path / "picky_network.py").write_text(textwrap.dedent(NETWORK))
+    (tmp_path / "picky_decode.py").write_text(textwrap.dedent(DECODE))
+    torch.save({"unused": torch.zeros(1)}, tmp_path / "picky.pt")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = DetectionModel(
+        name="picky",
+        architecture="picky_network:build",
+        weights="picky.pt",
+        decode="picky_decode.py:decode",
+        classes=("thing",),
+        preprocess=PreprocessConfig(
+            resize="stretch", canvases=((16, 16),), mean=(0, 0, 0), std=(1, 1, 1)
+        ),
+        postprocess=BoxPostprocess(),
+        batch_size=4,
+    )
+    return resolve_model(config, tmp_path)
+
+
+def paint(folder, colours):
+    """Files of one colour each, all different."""
+    folder.mkdir()
+    paths = []
+    for index, colour in enumerate(colours):
+        pixels = np.full((20, 20 + index, 3), COLOURS[colour], np.uint8)
+        paths.append(folder / f"{index:02d}-{colour}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def score_until_committed(store, run_id, limit=20) -> int:
+    """Score in new processes as often as they die; how often that was."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pixelmill.tasks.engine.score"])
+    for deaths in range(limit):
+        process = context.Process(
+            target=score_shard, args=(store.root, run_id, 0), kwargs={"device": "cpu"}
+        )
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            return deaths
+        assert process.exitcode == -signal.SIGABRT
+    raise AssertionError(f"not committed after {limit} deaths")
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_is_quarantined_after_three_deaths(
+    tmp_path, store, make_run, picky_spec
+) -> None:
+    paths = paint(tmp_path / "images", ["grey"] * 6 + ["red"] + ["grey"] * 6)
+    run_id = make_run(store, [picky_spec], paths)
+    assert score_until_committed(store, run_id) == 3
+    publish(store)
+    assert len(store.images()) == 12
+    (failure,) = store.failures().itertuples()
+    assert failure.path == paths[6].name
+    assert (failure.stage, failure.reason, failure.retryable) == ("worker", "killed_worker", False)
+    assert not list(store.backend.list("_commit/crumbs"))
+
+
+def test_an_image_that_the_network_fails_on_fails_alone(
+    tmp_path, store, make_run, picky_spec
+) -> None:
+    paths = paint(tmp_path / "images", ["grey", "green", "grey", "grey", "grey"])
+    run_id = make_run(store, [picky_spec], paths)
+    outcome = score_shard(store.root, run_id, 0, device="cpu")
+    assert outcome.num_scored[picky_spec.key] == 4
+    publish(store)
+    (failure,) = store.failures().itertuples()
+    assert failure.path == paths[1].name
+    assert (failure.stage, failure.reason) == ("forward", "ValueError")
+    assert failure.message == "green is not to my taste"
+    assert failure.model_key == picky_spec.key
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    tmp_path, store, make_run, picky_spec
+) -> None:
+    paths = paint(tmp_path / "images", ["blue"] * 5)
+    run_id = make_run(store, [picky_spec], paths)
+    outcome = score_shard(store.root, run_id, 0, device="cpu")
+    assert outcome.num_scored[picky_spec.key] == 5
+    assert outcome.num_failed == 0
+
+
+def test_a_network_that_can_score_nothing_fails_the_shard_and_not_the_images(
+    tmp_path, store, make_run, picky_spec
+) -> None:
+    (tmp_path / "picky_decode.py").write_text("def decode(outputs, canvas):\n    return 1 / 0\n")
+    config = DetectionModel(
+        name="broken",
+        architecture="picky_network:build",
+        weights="picky.pt",
+        decode="picky_decode.py:decode",
+        classes=("thing",),
+        preprocess=picky_spec.preprocess,
+    )
+    spec = resolve_model(config, tmp_path)
+    run_id = make_run(store, [spec], paint(tmp_path / "images", ["grey"] * 2))
+    with pytest.raises(ZeroDivisionError) as caught:
+        score_shard(store.root, run_id, 0, device="cpu")
+    assert "empty image" in caught.value.__notes__[0]
+    assert store.committed_shards(run_id) == set()
+    assert not list(store.backend.list("_commit/crumbs"))
