@@ -12,9 +12,10 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
@@ -58,6 +59,7 @@ _VERSION_KEYS = (
     "created",
 )  # fmt: skip
 
+_CHUNK_ROWS = 65_536
 _OBJECT_SCHEMES = ("s3", "gs", "az")
 
 _ImageRow = tuple[str, str, int, str]
@@ -100,14 +102,15 @@ def list_images(source: str, config: IngestConfig) -> SourceListing:
     accepts = _path_filter(config)
     folder = _local_path(source)
     rows = _list_local(folder, accepts) if folder is not None else _list_url(source, accepts)
-    images: list[_ImageRow] = []
-    problems: list[_ProblemRow] = []
-    for row in rows:
-        if len(row) == 4:
-            images.append(row)
-        else:
-            problems.append(row)
-    return SourceListing(_table(images, IMAGES_SCHEMA), _table(problems, PROBLEMS_SCHEMA))
+    images: list[pa.Table] = []
+    problems: list[pa.Table] = []
+    while chunk := list(islice(rows, _CHUNK_ROWS)):  # as Python objects, all would need a gigabyte
+        images.append(_table([row for row in chunk if len(row) == 4], IMAGES_SCHEMA))
+        problems.append(_table([row for row in chunk if len(row) == 3], PROBLEMS_SCHEMA))
+    return SourceListing(
+        pa.concat_tables([IMAGES_SCHEMA.empty_table(), *images]).sort_by("path"),
+        pa.concat_tables([PROBLEMS_SCHEMA.empty_table(), *problems]).sort_by("path"),
+    )
 
 
 def read_bytes(source_uri: str) -> bytes:
@@ -148,10 +151,10 @@ def collection_name(source: str) -> str:
     return slug or f"images-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
 
 
-def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
+def _table(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.table(arrays, schema=schema).sort_by("path")
+    return pa.table(arrays, schema=schema)
 
 
 # --- Which paths ----------------------------------------------------------------------------------

@@ -73,6 +73,20 @@ def test_a_changed_file_is_new(folder, change):
     assert listing.images["image_id"].is_null().to_pylist() == [False, False, True, False, False]
 
 
+def test_a_file_that_returns_to_an_earlier_state_is_known(folder):
+    first = known(ingest(str(folder), CONFIG, NOTHING))
+    data, modified = (folder / "2.png").read_bytes(), (folder / "2.png").stat().st_mtime_ns
+    (folder / "2.png").write_bytes(png(300, 300))
+    (folder / "3.png").write_bytes(png(300, 300))
+    second = known(ingest(str(folder), CONFIG, NOTHING))
+    (folder / "2.png").write_bytes(data)
+    os.utime(folder / "2.png", ns=(modified, modified))
+    (folder / "4.png").write_bytes(png(300, 300))
+    for catalog in (pa.concat_tables([first, second]), pa.concat_tables([second, first])):
+        ids = ingest(str(folder), CONFIG, catalog).images["image_id"].to_pylist()
+        assert ids == [f"{number:032x}" for number in range(4)] + [None]
+
+
 def test_a_row_that_the_catalog_has_twice_is_joined_once(folder):
     catalog = known(ingest(str(folder), CONFIG, NOTHING))
     listing = ingest(str(folder), CONFIG, pa.concat_tables([catalog, catalog]))
