@@ -104,7 +104,6 @@ class _Scored:
             score. Both count as empty predictions.
     """
 
-    model_key: str
     names: tuple[str, ...]
     paths: dict[str, str]
     image_ids: dict[str, str]
@@ -308,7 +307,6 @@ class _Context:
         unscored = [name for name in sorted(set(names)) if name not in image_ids]
         failed = [name for name in unscored if matches.paths.get(name) in failed_paths]
         return _Scored(
-            model_key=self.spec.key,
             names=tuple(sorted(set(names))),
             paths={name: matches.paths.get(name, name) for name in names},
             image_ids=image_ids,
