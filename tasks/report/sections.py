@@ -63,13 +63,19 @@ _TASK_TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure; `legend` pairs names with their CSS class, `more` counts the grey lines."""
+    """A figure.
+
+    Attributes:
+        legend: names with their CSS class; `more` counts the lines that are grey.
+        counts: (name, count) of all that is drawn or left out, where no other table has it.
+    """
 
     heading: str
     svg: Markup
     caption: str = ""
     legend: tuple[tuple[str, str], ...] = ()
     more: int = 0
+    counts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +174,16 @@ def _evaluation_view(
 
 def _class_plots(rows: pd.DataFrame, noun: str, colours: ClassColours) -> tuple[Plot, ...]:
     """Counts by class and a histogram of scores."""
-    counts = rows["class_name"].value_counts()
-    bars = [Bar(str(name), int(count), colours.css(str(name))) for name, count in counts.items()]
+    counts = rows["class_name"].value_counts().sort_index()
+    by_class = tuple((str(name), int(count)) for name, count in counts.items())
+    bars = [Bar(name, count, colours.css(name)) for name, count in by_class]
     heights, edges = np.histogram(rows["score"], bins=_SCORE_BINS, range=(0.0, 1.0))
     return (
-        Plot(f"{noun} by class", bar_chart(bars, title=f"{noun} by class", counts=True)),
+        Plot(
+            f"{noun} by class",
+            bar_chart(bars, title=f"{noun} by class", counts=True),
+            counts=by_class,
+        ),
         Plot(
             f"{noun} by score",
             histogram(

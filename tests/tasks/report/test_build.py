@@ -136,6 +136,7 @@ def test_without_evaluation_predictions_are_still_told(store, kit, tmp_path):
     out = build_report(store, None, tmp_path, collection=kit.COLLECTION, run_id=None)
     page = kit.Page(out.read_text("utf-8"))
     assert "Boxes by class" in page.text
+    assert "Class Count" in page.text
     assert "Captions by length" in page.text
     assert "Labels by score" in page.text
     assert "images with truth" not in page.text
