@@ -26,6 +26,7 @@ from pixelmill.tasks.report.gallery import (
     Box,
     Chip,
     Layer,
+    Pick,
     Region,
     Tile,
     build_tiles,
@@ -76,25 +77,22 @@ def _empty_ids(store: Store, models: dict[str, ModelSpec], image_ids: pd.Series)
     return frozenset(found.intersection(image_ids.dropna()))
 
 
-def _tiles(
+def _pick_images(
     store: Store,
     collection: str,
     models: dict[str, ModelSpec],
     evaluation: Evaluation | None,
     images: pd.DataFrame,
-    colours: ClassColours,
-    max_gallery: int,
-) -> tuple[Tile, ...]:
+    count: int,
+) -> list[Pick]:
     failures = open_failures(store, collection, models)
-    picks = choose_images(
+    return choose_images(
         images,
         evaluation,
         failed=dict(zip(failures["path"], failures["source_uri"], strict=True)),
         empty_ids=_empty_ids(store, models, images["image_id"]),
-        count=max_gallery,
+        count=count,
     )
-    references = load_references(evaluation, [pick.path for pick in picks], images["path"])
-    return build_tiles(store, picks, models, evaluation, references, colours)
 
 
 def _tile_css(tiles: Sequence[Tile], num_models: int) -> str:
@@ -246,7 +244,9 @@ def build_report(
     images = collection_images(store, collection)
     colours = assign_colours(_class_names(models, evaluation))
     views = list(model_views(store, models, summary, evaluation, images["image_id"], colours))
-    tiles = _tiles(store, collection, models, evaluation, images, colours, max_gallery)
+    picks = _pick_images(store, collection, models, evaluation, images, max_gallery)
+    references = load_references(evaluation, [pick.path for pick in picks], images["path"])
+    tiles = build_tiles(store, picks, models, evaluation, references, colours)
     orders = _tile_orders(evaluation, models)
     stages = stage_rows(summary)
     # exactly what stands between the tags, or the policy refuses it
@@ -266,6 +266,7 @@ def build_report(
             evaluation=evaluation,
             views=views,
             tiles=tiles,
+            absent_truth=references.absent,
             tile_classes=_tile_classes(tiles),
             layer_titles=_layer_titles(tiles),
             stage_bar=stage_bar(stages),

@@ -2,7 +2,7 @@
 
 Colours and fonts come from the page's style sheet, so that a plot follows light, dark and print.
 Marks carry a `<title>`: readable by hovering without any script. Every plot is `role="img"` with
-a description; its numbers stand in a table of the report too.
+a description; values by class stand in a table of the report too.
 """
 
 import math

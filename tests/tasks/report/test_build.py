@@ -92,6 +92,10 @@ def test_numbers_and_definitions_are_there(page, specs):
     assert "decode" in page.text
 
 
+def test_truth_that_moved_away_is_told(page):
+    assert "/nowhere/instances.json is no longer there" in page.text
+
+
 def test_tables_hold_what_they_are_sorted_by(page):
     assert len(page.find("table", "sortable")) >= 4
     values = [attrs["data-value"] for attrs in page.find("td", "num") if "data-value" in attrs]
