@@ -172,11 +172,24 @@ def _own_cluster(
     spawning = {f"distributed.nanny.pre-spawn-environ.{name}": n for name, n in threads.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(restored_threads())  # a restarted worker sets them in here again
+        stack.enter_context(_quiet_nannies())
         with restored_threads(), sigint_masked(), dask.config.set(spawning):
             cluster = stack.enter_context(kind(**options))
             client = stack.enter_context(Client(cluster, set_as_default=False))
         client.forward_logging("pixelmill", level=logging.INFO)
         yield DaskPool(client, max_workers=num_workers, cluster=cluster)
+
+
+@contextlib.contextmanager
+def _quiet_nannies() -> Iterator[None]:
+    """Workers of ours are killed if they are slow to end: all they did is in the store."""
+    nannies = logging.getLogger("distributed.nanny")
+    level = nannies.level
+    nannies.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        nannies.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
-from pixelmill.flows.job import results_folder
+from pixelmill.flows.job import find_truth, results_folder, truth_base
 from pixelmill.flows.score import report_task
 from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
 from pixelmill.tasks.metrics.results import Evaluation
@@ -45,11 +45,11 @@ def evaluate_store(params: EvaluateParams) -> EvaluationReport:
     store = Store(params.store)
     last_run = find_last_run(store, params.collection)
     config = RunConfig.model_validate(last_run.config)
-    source = last_run.source
+    base = truth_base(last_run.source)
     evaluation = evaluate_task(
         store,
-        params.truth or config.evaluation,
-        base=Path(source).parent if "://" not in source else Path.cwd(),
+        params.truth or find_truth(config.evaluation, base) or config.evaluation,
+        base=base,
         collection=last_run.collection,
         models=params.models or None,
     )

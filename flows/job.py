@@ -31,6 +31,7 @@ __all__ = [
     "read_known",
     "resolve_models",
     "results_folder",
+    "truth_base",
 ]
 
 DEFAULT_STORE = "pixelmill-store"
@@ -111,7 +112,7 @@ def prepare_job(params: ScoreParams) -> Job:
         raise ValueError(f"config {config.name!r} names no images; name a folder to score")
     if "://" not in source:
         source = _local_folder(source)
-    base = Path(source).parent if "://" not in source else Path.cwd()
+    base = truth_base(source)
     return Job(
         config=config,
         specs=resolve_models(config),
@@ -150,6 +151,11 @@ def find_truth(config: EvaluationConfig, base: Path) -> EvaluationConfig | None:
     if not there:
         return None
     return config.model_copy(update=dict.fromkeys(kinds) | there)
+
+
+def truth_base(source: str) -> Path:
+    """Where relative truth paths start: beside the images, where those are local."""
+    return Path.cwd() if "://" in source else Path(source).parent
 
 
 def default_collection(source: str) -> str:

@@ -1,0 +1,139 @@
+"""The flow in this process, with Prefect's own test server."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from pixelmill.configs.load import load_config
+from pixelmill.flows.backfill import BackfillParams, backfill_flow
+from pixelmill.flows.evaluation import EvaluateParams, evaluate_flow
+from pixelmill.flows.job import ScoreParams, prepare_job, preview_plan
+from pixelmill.flows.score import score_flow
+from pixelmill.tasks.store import Store
+
+pytestmark = [
+    pytest.mark.slow,
+    # left open by Prefect's server and client when a run ends
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def inline(tiny_config):
+    config = load_config(tiny_config)
+    compute = config.compute.model_copy(update={"cluster": "inline"})
+    return config.model_copy(update={"compute": compute})
+
+
+@pytest.fixture
+def images(scenes, tmp_path) -> Path:
+    """Twelve of the scenes with their truth, in a folder that a test may change."""
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    for path in sorted((scenes / "images").iterdir())[:12]:
+        shutil.copy2(path, folder / "images")
+    shutil.copy2(scenes / "instances.json", folder)
+    return folder / "images"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run(flow, params):
+    state = flow(params, return_state=True)
+    return state, state.result(raise_on_failure=False)
+
+
+def test_a_folder_is_scored_evaluated_and_reported_and_the_second_run_changes_nothing(
+    server, inline, images, tmp_path
+):
+    params = ScoreParams(source=str(images), store=str(tmp_path / "store"), config=inline)
+    state, report = run(score_flow, params)
+    assert (state.name, state.message) == ("Completed", "12 of 12 images scored")
+    assert set(report.scoring.num_scored.values()) == {12}
+    assert report.collection == "set-images"
+    assert report.report.read_text().startswith("<!")
+    assert (report.report.parent / "metrics.json").exists()
+    store = Store(tmp_path / "store")
+    assert len(store.images()) == 24
+
+    before = digests(tmp_path / "store")
+    state, report = run(score_flow, params)
+    assert state.message == "0 of 12 images scored"
+    assert report.run_id is None
+    assert digests(tmp_path / "store") == before
+
+
+def test_added_images_are_scored_and_no_others(server, inline, images, scenes, tmp_path):
+    params = ScoreParams(
+        source=str(images), store=str(tmp_path / "store"), config=inline, report=False
+    )
+    run(score_flow, params)
+    for path in sorted((scenes / "images").iterdir())[12:17]:
+        shutil.copy2(path, images)
+    _, report = run(score_flow, params)
+    assert report.num_planned == 5
+    assert set(report.scoring.num_scored.values()) == {5}
+    assert len(Store(tmp_path / "store").images()) == 34
+
+
+def test_a_broken_image_is_quarantined_and_the_rest_is_scored(server, inline, images, tmp_path):
+    (images / "broken.jpg").write_bytes(b"no image")
+    params = ScoreParams(source=str(images), store=str(tmp_path / "store"), config=inline)
+    state, report = run(score_flow, params)
+    assert state.name == "CompletedWithQuarantine"
+    assert report.scoring.num_failed == 1
+    assert Store(tmp_path / "store").failures()["path"].tolist() == ["broken.jpg"]
+    state, report = run(score_flow, params)
+    assert (state.name, report.num_quarantined, report.num_planned) == ("Completed", 1, 0)
+
+
+def test_evaluate_uses_the_truth_of_the_run(server, inline, images, tmp_path):
+    params = ScoreParams(
+        source=str(images), store=str(tmp_path / "store"), config=inline, evaluate=False
+    )
+    run(score_flow, params)
+    state, found = run(evaluate_flow, EvaluateParams(store=str(tmp_path / "store")))
+    assert state.is_completed()
+    assert [model.kind for model in found.evaluation.models] == ["boxes"]
+    assert (found.folder / "metrics.parquet").exists()
+
+
+def test_backfill_goes_on_where_it_stopped(server, inline, images, tmp_path):
+    for index, path in enumerate(sorted(images.iterdir())):
+        day = images / "2024" / "05" / f"{index % 3 + 1:02d}"
+        day.mkdir(parents=True, exist_ok=True)
+        path.rename(day / path.name)
+    score = ScoreParams(source=str(images), store=str(tmp_path / "store"), config=inline)
+    params = BackfillParams(score=score, last="2024-05-02")
+    state, report = run(backfill_flow, params.model_copy(update={"dry_run": True}))
+    assert [(part.part, part.status) for part in report.parts] == [
+        ("2024-05-01", "missing"),
+        ("2024-05-02", "missing"),
+    ]
+    run(backfill_flow, params)
+    rows = Store(tmp_path / "store").images()
+    assert sorted(set(rows["date"])) == ["2024-05-01", "2024-05-02"]
+    state, report = run(backfill_flow, params.model_copy(update={"last": None}))
+    assert [part.status for part in report.parts] == ["done", "done", "missing"]
+    assert list(report.scoring) == ["2024-05-03"]
+    assert state.is_completed()
+
+
+def test_a_plan_needs_no_store_and_makes_none(inline, images, tmp_path):
+    params = ScoreParams(source=str(images), store=str(tmp_path / "store"), config=inline)
+    plan = preview_plan(params.store, prepare_job(params))
+    assert plan.num_planned == 12
+    assert not (tmp_path / "store").exists()
