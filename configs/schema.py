@@ -281,6 +281,11 @@ class EvaluationConfig(Frozen):
     )
     captions: str | None = Field(default=None, description="COCO captions JSON")
     labels: str | None = Field(default=None, description="CSV with the columns file_name and label")
+    subset: str | None = Field(
+        default=None,
+        description="text file that names the images to compare, one a line, suffix or not, such as "
+        "the held-out list that training writes; left out: all of the truth",
+    )
     class_names: dict[str, str] = Field(
         default_factory=dict, description="model class name -> truth class name where they differ"
     )

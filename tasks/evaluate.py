@@ -3,9 +3,9 @@
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -73,6 +73,19 @@ class _Truth:
     captions: CaptionTruth | None
     labels: LabelTruth | None
     sources: dict[str, str]
+
+    def names(self) -> set[str]:
+        """All images that any of it speaks of; those of label maps have no suffix."""
+        names: set[str] = set()
+        if self.instances is not None:
+            names |= {image.file_name for image in self.instances.images}
+        if self.semantic is not None:
+            names |= set(self.semantic.maps)
+        if self.captions is not None:
+            names |= set(self.captions.file_names)
+        if self.labels is not None:
+            names |= set(self.labels.labels)
+        return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,8 @@ def evaluate(
         KeyError: a model is not in the store.
     """
     truth = _load_truth(config, base)
+    if config.subset is not None:
+        truth = _restrict(truth, base / config.subset)
     images = _read_collection(store, collection)
     evaluations: list[ModelEvaluation] = []
     skipped: dict[str, str] = {}
@@ -193,6 +208,43 @@ def _load_truth(config: EvaluationConfig, base: Path) -> _Truth:
         labels=load_labels(places["labels"]) if "labels" in places else None,
         sources={name: str(place) for name, place in places.items()},
     )
+
+
+def _restrict(truth: _Truth, subset: Path) -> _Truth:
+    """The truth of the images that a file names."""
+    if not subset.exists():
+        raise FileNotFoundError(f"subset {subset} is not there; correct it, or leave it out")
+    lines = subset.read_text(encoding="utf-8").splitlines()
+    wanted = {_without_suffix(line.strip()) for line in lines if line.strip()}
+    known = {_without_suffix(name) for name in truth.names()}
+    if absent := sorted(wanted - known):
+        raise ValueError(f"{subset} names {len(absent)} images without truth, first {absent[0]!r}")
+
+    def keep(name: str) -> bool:
+        return _without_suffix(name) in wanted
+
+    instances, captions = truth.instances, truth.captions
+    if instances is not None:
+        images = tuple(image for image in instances.images if keep(image.file_name))
+        ids = {image.id for image in images}
+        annotations = tuple(each for each in instances.annotations if each["image_id"] in ids)
+        instances = replace(instances, images=images, annotations=annotations)
+    if captions is not None:
+        pairs = zip(captions.file_names, captions.captions, strict=True)
+        kept = [(name, texts) for name, texts in pairs if keep(name)]
+        captions = CaptionTruth(tuple(name for name, _ in kept), tuple(texts for _, texts in kept))
+    semantic, labels = truth.semantic, truth.labels
+    if semantic is not None:
+        maps = {stem: path for stem, path in semantic.maps.items() if keep(stem)}
+        semantic = replace(semantic, maps=maps)
+    if labels is not None:
+        labels = LabelTruth({name: each for name, each in labels.labels.items() if keep(name)})
+    sources = {**truth.sources, "subset": str(subset)}
+    return _Truth(instances, semantic, captions, labels, sources)
+
+
+def _without_suffix(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _read_collection(store: Store, name: str) -> _Collection:

@@ -403,6 +403,32 @@ def test_images_of_other_collections_are_not_evaluated(score, base):
     assert missed.missing == PATHS
 
 
+def test_a_subset_is_compared_alone_whatever_the_kind_of_truth(score, base):
+    semantic = make_spec("maps", "semantic_segmentation", ("ground", "cat", "dog"))
+    maps = {path: ImagePrediction(semantic=semantic_of(path)) for path in PATHS}
+    store = score([(DETECTOR, detector_results(["b.jpg", "sub/c.jpg"])), (semantic, maps)])
+    (base / "held_out.txt").write_text("b.jpg\nsub/c\n")
+    config = EvaluationConfig(
+        instances="instances.json", semantic="semantic", subset="held_out.txt"
+    )
+    evaluation = evaluate(store, config, base=base, collection="photos")
+    assert [(model.kind, model.num_images) for model in evaluation.models] == [
+        ("boxes", 2),
+        ("semantic", 2),
+    ]
+    assert values(evaluation.models[0])["AP"] == pytest.approx(1.0)
+    assert evaluation.models[0].missing == ()
+    assert evaluation.truth["subset"] == str(base / "held_out.txt")
+
+
+def test_a_subset_must_have_truth(score, base):
+    store = score([(DETECTOR, detector_results())])
+    (base / "held_out.txt").write_text("b.jpg\nelsewhere.jpg\n")
+    config = EvaluationConfig(instances="instances.json", subset="held_out.txt")
+    with pytest.raises(ValueError, match=r"1 images without truth, first 'elsewhere'"):
+        evaluate(store, config, base=base, collection="photos")
+
+
 def test_models_can_be_named_and_others_are_skipped_with_the_reason(score, base):
     captioner = make_spec("captioner", "captioning", classes=())
     text = {path: ImagePrediction(captions=(Caption("x", -1.0, 2),)) for path in PATHS}
