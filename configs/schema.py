@@ -283,7 +283,7 @@ class EvaluationConfig(Frozen):
     labels: str | None = Field(default=None, description="CSV with the columns file_name and label")
     subset: str | None = Field(
         default=None,
-        description="text file that names the images to compare, one a line, suffix or not, such as "
+        description="text file of the images to compare, one a line, suffix or not, such as "
         "the held-out list that training writes; left out: all of the truth",
     )
     class_names: dict[str, str] = Field(
