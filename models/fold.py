@@ -66,7 +66,7 @@ def _find_pairs(module: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     handles = [
         layer.register_forward_hook(watch(name))
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d | Norm)
+        if isinstance(layer, nn.Conv2d) or _has_statistics(layer)
     ]
     try:
         module(example)
@@ -80,16 +80,17 @@ def _find_pairs(module: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     ]
 
 
+def _has_statistics(layer: nn.Module) -> bool:
+    """Whether it is a normalisation by stored numbers, and not by those of each batch."""
+    return isinstance(layer, Norm) and layer.running_mean is not None
+
+
 def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
     conv = module.get_submodule(conv_name)
-    norm = module.get_submodule(norm_name)
+    norm: Any = module.get_submodule(norm_name)
     assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, Norm)
-    mean, variance = norm.running_mean, norm.running_var
-    assert isinstance(mean, Tensor)  # in eval mode; without statistics nothing can be folded
-    assert isinstance(variance, Tensor)
-    scale = torch.rsqrt(variance + norm.eps)
-    shift = -mean * scale
+    scale: Tensor = torch.rsqrt(norm.running_var + norm.eps)
+    shift: Tensor = -norm.running_mean * scale
     if norm.weight is not None:
         scale, shift = scale * norm.weight, shift * norm.weight
     if norm.bias is not None:

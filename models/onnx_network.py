@@ -64,7 +64,7 @@ class OnnxNetwork:
             missing = step - len(part)
             if missing:
                 part = np.concatenate((part, np.zeros((missing, *part.shape[1:]), part.dtype)))
-            outputs: list[Any] = self._session.run(None, {self._input.name: part})
+            outputs: Any = self._session.run(None, {self._input.name: part})
             results += read_arrays(outputs, self._spec, (height, width), self._decode)
         return results[: len(batch)]
 

@@ -49,8 +49,8 @@ class TorchNetwork:
         module = fold_batch_norm(module.eval(), normalise(noise, spec.preprocess))
         self.device = torch.device(device)
         self._dtype = _DTYPES[spec.precision]
-        self._module = module.to(
-            device=self.device, dtype=self._dtype, memory_format=torch.channels_last
+        self._module = module.to(device=self.device, dtype=self._dtype).to(
+            memory_format=torch.channels_last
         )
         self._spec = spec
         self._read_out = read_out

@@ -348,7 +348,7 @@ class _TwoStage(_Detector):
         """As for any module, but only the backbone gives up float32: anchors need its digits."""
         self.model.backbone.to(*args, **kwargs)
         kwargs.pop("dtype", None)
-        return cast("_TwoStage", super().to(*args, **kwargs))
+        return super().to(*args, **kwargs)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self._features(images)

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,10 +50,10 @@ def load_decode(spec: ModelSpec) -> Decode | None:
         raise ValueError(f"{spec.name}: {str(path)!r} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    function = getattr(module, spec.decode_function, None)
+    function: Any = getattr(module, spec.decode_function, None)
     if not callable(function):
         raise ValueError(f"{spec.name}: {str(path)!r} has no function {spec.decode_function!r}")
-    return function
+    return cast("Decode", function)
 
 
 def read_arrays(

@@ -230,10 +230,11 @@ def _merge_semantic(
         _placed_scores(output.logits.softmax(dim=0) if several else output.logits, placement)
         for output, placement in zip(outputs, placements, strict=True)
     ]
-    dtype: type[np.uint8] | type[np.uint16]
-    dtype = np.uint8 if num_classes <= _MAX_BYTE_CLASSES else np.uint16
-    labels = label_map(views, image_size, void=int(np.iinfo(dtype).max))
-    return ImagePrediction(semantic=labels.numpy().astype(dtype))
+    if num_classes <= _MAX_BYTE_CLASSES:
+        labels = label_map(views, image_size, void=255)
+        return ImagePrediction(semantic=labels.numpy().astype(np.uint8))
+    labels = label_map(views, image_size, void=65_535)
+    return ImagePrediction(semantic=labels.numpy().astype(np.uint16))
 
 
 def _placed_scores(scores: Tensor, placement: Placement) -> PlacedScores:

@@ -105,7 +105,7 @@ def score_shard(
     run = store.run(run_id)
     writer = ShardWriter(store, run, shard_index)
     crumbs = Crumbs(store.backend, run_id, writer.shard_id, writer.attempt)
-    rows = [_Row(index, **row) for index, row in enumerate(_planned(store, run_id, shard_index))]
+    rows = _planned(store, run_id, shard_index)
     scorer = _ShardScorer(
         writer,
         run.models,
@@ -136,10 +136,9 @@ def _outcome(receipt: Receipt, stats: Stats, *, cached: bool) -> ShardOutcome:
     )
 
 
-def _planned(store: Store, run_id: str, shard_index: int) -> list[dict[str, object]]:
+def _planned(store: Store, run_id: str, shard_index: int) -> "list[_Row]":
     table = store.shard_rows(run_id, shard_index).drop_columns(["shard"])
-    rows: list[dict[str, object]] = table.to_pylist()
-    return rows
+    return [_Row(index=index, **row) for index, row in enumerate(table.to_pylist())]
 
 
 @functools.lru_cache(maxsize=8)

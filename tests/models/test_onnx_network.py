@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_the_documented_example_finds_what_its_authors_found() -> None:
     from pixelmill.tasks.engine.views import draw_view, plan_views
 
     folder = FASTESTDET.parents[1] / "coco_small"
-    truth = COCO(str(folder / "instances.json"))
+    truth: Any = COCO(str(folder / "instances.json"))
     categories = sorted(truth.getCatIds())
     spec = resolve_model(fastestdet(), HERE)
     network = build_network(spec)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -25,12 +27,12 @@ POSTPROCESS = BoxPostprocess(
 )
 
 
-def save(model: torch.nn.Module, folder) -> None:
+def save(model: Any, folder) -> None:
     """Random weights, but no layer that does nothing."""
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
+    layers: Any = [layer for layer in model.modules() if hasattr(layer, "running_var")]
+    for layer in layers:
+        layer.running_mean.normal_(0, 0.1)
+        layer.running_var.uniform_(0.5, 1.5)
     torch.save(model.state_dict(), folder / "weights.pth")
 
 
@@ -61,7 +63,7 @@ def test_candidates_are_those_of_torchvisions_own_path(tmp_path, builder, num_ou
         own_path = {"box_" + name: value for name, value in own_path.items()}
     else:
         own_path["topk_candidates"] = 100_000
-    model = get_model(
+    model: Any = get_model(
         builder, weights=None, weights_backbone=None, num_classes=num_outputs, **own_path
     ).eval()
     for name, parameter in model.named_parameters():
@@ -111,7 +113,7 @@ def test_masks_are_those_of_torchvisions_own_path(tmp_path) -> None:
     torch.manual_seed(0)
     builder = "maskrcnn_resnet50_fpn"
     small = {"rpn_post_nms_top_n_test": 40, "box_score_thresh": 0.02, "weights_backbone": None}
-    model = get_model(builder, weights=None, num_classes=5, **small).eval()
+    model: Any = get_model(builder, weights=None, num_classes=5, **small).eval()
     save(model, tmp_path)
     canvas = (96, 128)
     model.transform.fixed_size = canvas[::-1]
@@ -139,7 +141,7 @@ def test_masks_are_those_of_torchvisions_own_path(tmp_path) -> None:
 def test_a_segmenters_logits_are_those_before_torchvisions_upsampling(tmp_path) -> None:
     torch.manual_seed(0)
     builder = "lraspp_mobilenet_v3_large"
-    model = get_model(builder, weights=None, weights_backbone=None, num_classes=4).eval()
+    model: Any = get_model(builder, weights=None, weights_backbone=None, num_classes=4).eval()
     save(model, tmp_path)
     config = SemanticModel(
         name="m", architecture=f"torchvision/{builder}", weights="weights.pth", classes=CLASSES

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -57,6 +57,7 @@ def test_inside_out_and_small_boxes_are_not_large_enough() -> None:
     assert large_enough(boxes, 0).tolist() == [True, True, False, False]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(0, 20))
 def test_decoding_undoes_encoding(seed: int, count: int) -> None:
     target, anchors = random_boxes(count, seed), random_boxes(count, seed + 1)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -30,6 +30,7 @@ def candidates(count: int, seed: int, *, num_classes: int = 3) -> tuple[Tensor, 
     return boxes, scores, torch.randint(num_classes, (count,), generator=generator)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_hard_nms_keeps_what_torchvision_keeps(seed: int, count: int, threshold: float) -> None:
     boxes, scores, labels = candidates(count, seed)

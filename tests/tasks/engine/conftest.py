@@ -98,9 +98,9 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for index in range(12):
-        shape = [(48, 72), (90, 60), (50, 50)][index % 3]
+        height, width = [(48, 72), (90, 60), (50, 50)][index % 3]
         coarse = generator.integers(0, 256, (6, 8, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         picture.save(folder / f"{index:02d}.jpg", quality=90)
     return folder
 

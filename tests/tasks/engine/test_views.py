@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
@@ -72,6 +72,7 @@ def test_center_crop_equals_torchvision(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(draw_view(pixels, placement, preprocess), expected)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.tuples(st.integers(1, 700), st.integers(1, 700)),
     st.sampled_from(["letterbox", "stretch", "center_crop"]),
@@ -121,15 +122,14 @@ def test_mapping_back_undoes_scale_offset_and_mirrors(size: tuple[int, int]) -> 
         )
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.tuples(st.integers(1, 900), st.integers(1, 900)),
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
-    st.sampled_from([0.0, 0.2, 0.5, 0.99]),
+    st.sampled_from([0.0, 0.2, 0.5]),
 )
 def test_tiles_cover_every_pixel_and_stay_inside(size, tile, overlap: float) -> None:
     tile = (max(tile[0], size[0] // 10), max(tile[1], size[1] // 10))
-    if overlap == 0.99:
-        tile = (max(tile[0], size[0] // 2), max(tile[1], size[1] // 2))
     spec = make_spec(tiling=TilingConfig(tile=tile, overlap=overlap, include_full=False))
     placements = plan_views(size, spec)
     rows, columns = np.zeros(size[0], bool), np.zeros(size[1], bool)
