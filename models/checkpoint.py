@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pixelmill.configs.schema import PreprocessConfig, TaskName
@@ -59,7 +59,8 @@ def save_checkpoint(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={_HEADER_KEY: metadata.model_dump_json()})
+    # not save_file, whose files nobody but their owner may read
+    partial.write_bytes(save(state, {_HEADER_KEY: metadata.model_dump_json()}))
     partial.replace(path)
 
 
