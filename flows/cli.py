@@ -590,12 +590,9 @@ def _run_flow(flow: Callable[..., Any], params: object) -> "tuple[State[Any], An
     Returns:
         Its final state, and what it returned; None if it failed.
     """
-    from prefect.client.orchestration import get_client
+    from pixelmill.flows.server import start_server
 
-    from pixelmill.flows.signals import sigint_masked
-
-    with sigint_masked():
-        get_client(sync_client=True)  # starts the embedded server
+    start_server()
     state = flow(params, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
