@@ -20,8 +20,9 @@ from pixelmill.models.zoo import ARCHITECTURES, Architecture
 from pixelmill.tasks.augment import change_colours, move_image, move_target, sample_window
 from pixelmill.tasks.datasets import Dataset, Example, load_dataset
 from pixelmill.tasks.holdout import check_held_out
+from pixelmill.tasks.stage import stage
 
-__all__ = ["EpochReport", "TrainSummary", "train"]
+__all__ = ["EpochReport", "TrainSummary", "train", "train_task"]
 
 _WARM_UP = 0.15
 _MAX_NORM = 10.0
@@ -299,3 +300,6 @@ def _make_batch(
     std = torch.tensor(config.preprocess.std).view(3, 1, 1)
     normalised = (pixels - mean) / std
     return _Batch(normalised.contiguous(memory_format=torch.channels_last), targets)
+
+
+train_task = stage("train")(train)
