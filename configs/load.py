@@ -261,8 +261,8 @@ def _fault(
         return Fault(line, f"{where}.task", f"no such task: {tag!r}", remedy)
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
-        remedy = _nearest(str(error["input"]), allowed)
-        return Fault(line, where, f"expected {context['expected']}{got}", remedy)
+        nearest = _nearest(str(error["input"]), allowed)
+        return Fault(line, where, f"expected {context['expected']}{got}", nearest)
     if kind == "value_error":
         return Fault(line, where, str(context["error"]))
     if kind == "string_type" and isinstance(error["input"], bool):

@@ -77,6 +77,11 @@ class PreprocessConfig(Frozen):
         min_length=1,
         description="(height, width) choices in pixels; an image takes the one that it fills most",
     )
+    antialias: bool = Field(
+        default=True,
+        description="smooth before shrinking; false for networks trained on OpenCV's plain "
+        "bilinear resizing",
+    )
     crop_from: int | None = Field(
         default=None, gt=0, description="shorter side before a center_crop, pixels"
     )

@@ -5,7 +5,8 @@ from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.flows.job import Job, ScoreParams, read_known

@@ -21,7 +21,7 @@ from pixelmill.configs.load import (
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
 
 if TYPE_CHECKING:
-    from prefect.states import State
+    from prefect.client.schemas.objects import State
     from rich.console import Console
 
     from pixelmill.flows.job import ScoreParams

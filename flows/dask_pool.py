@@ -11,9 +11,9 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, get_worker
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
-from distributed.worker import thread_state
+from distributed.worker import thread_state  # type: ignore[attr-defined]  # no __all__
 
 from pixelmill.flows.environment import restored_threads, worker_threads
 from pixelmill.flows.pool import Future, Outcome, ShardCall, count_cores, count_gpus, drain

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed
 
 from pixelmill.configs.schema import ComputeConfig
 from pixelmill.flows.job import Job, ScoreParams, prepare_job, read_known, results_folder

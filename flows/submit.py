@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 from pixelmill.flows.pool import Future, Outcome, Pool, ShardCall
 from pixelmill.tasks.transient import is_transient
@@ -34,15 +34,6 @@ WAIT_S = 0.5
 
 class NoWorkersError(ConnectionError):
     """No worker has been there for too long, and the pool cannot start one."""
-
-
-class ShardResult(Protocol):
-    """What the loop looks at in a shard's outcome; the rest is passed on."""
-
-    @property
-    def stopped(self) -> bool:
-        """The worker was told to stop before the end."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +84,7 @@ def run_shards(
     name: str = "shard",
     policy: RetryPolicy | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_done: Callable[[int, object], None] = lambda index, result: None,
+    on_done: Callable[[int, Any], None] = lambda index, result: None,
     on_tick: Callable[[Submission], None] = lambda submission: None,
 ) -> Submission:
     """Score shards on a pool, a bounded number at a time.
@@ -130,7 +121,7 @@ class _Loop:
     name: str
     policy: RetryPolicy
     should_stop: Callable[[], bool]
-    on_done: Callable[[int, object], None]
+    on_done: Callable[[int, Any], None]
     on_tick: Callable[[Submission], None]
 
     def __post_init__(self) -> None:
