@@ -20,12 +20,13 @@ def decode(outputs: list[Array], canvas: tuple[int, int]) -> list[tuple[Array, A
     for grid in outputs[0]:
         num_rows, num_columns = grid.shape[1:]
         objectness, shift_x, shift_y, width, height = grid[:5]
-        scores = objectness**0.6 * grid[5:].max(axis=0) ** 0.4
-        labels = grid[5:].argmax(axis=0)
         x = (np.arange(num_columns)[None, :] + np.tanh(shift_x)) / num_columns * canvas[1]
         y = (np.arange(num_rows)[:, None] + np.tanh(shift_y)) / num_rows * canvas[0]
         half_width = canvas[1] / (1 + np.exp(-width)) / 2
         half_height = canvas[0] / (1 + np.exp(-height)) / 2
         corners = (x - half_width, y - half_height, x + half_width, y + half_height)
-        results.append((np.stack(corners, axis=-1).reshape(-1, 4), scores.ravel(), labels.ravel()))
+        boxes_xyxy = np.stack(corners, axis=-1)
+        scores = objectness**0.6 * grid[5:] ** 0.4
+        labels, rows, columns = np.nonzero(scores > 0.005)  # a cell may hold several classes
+        results.append((boxes_xyxy[rows, columns], scores[labels, rows, columns], labels))
     return results

@@ -125,7 +125,7 @@ def draw_view(
     Args:
         pixels: (H, W, 3) RGB, the whole original.
         placement: of that image.
-        preprocess: only `pad_value` is used; the rest is in the placement.
+        preprocess: its `pad_value` and `antialias`; the rest is in the placement.
 
     Returns:
         (canvas height, canvas width, 3) RGB.
@@ -133,7 +133,7 @@ def draw_view(
     height, width = placement.source_size
     part = pixels[placement.top :, placement.left :][:height, :width]
     rows, columns = placement.content
-    resized = _resize(part, placement.resized)
+    resized = _resize(part, placement.resized, antialias=preprocess.antialias)
     content = resized[placement.crop_top :, placement.crop_left :][:rows, :columns]
     if placement.flip_y:
         content = content[::-1]
@@ -267,9 +267,9 @@ def _shorter_side_to(size: Size, shorter: int) -> Size:
     return int(shorter * height / width), shorter
 
 
-def _resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Antialiased bilinear, exact to Pillow's. HWC strides stay, which is 2x faster than CHW."""
+def _resize(pixels: NDArray[np.uint8], size: Size, *, antialias: bool) -> NDArray[np.uint8]:
+    """Bilinear; antialiased it is exact to Pillow's. HWC strides stay: 2x faster than CHW."""
     if pixels.shape[:2] == size:
         return pixels
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    return resize_image(image, list(size), antialias=True).permute(1, 2, 0).numpy()
+    return resize_image(image, list(size), antialias=antialias).permute(1, 2, 0).numpy()

@@ -158,3 +158,16 @@ def test_only_inner_edges_of_tiles_are_cut() -> None:
     assert full.cut == (False, False, False, False)
     assert upper.cut == (False, False, False, True)
     assert lower.cut == (False, True, False, False)
+
+
+def test_without_antialiasing_a_pixel_is_interpolated_from_its_neighbours_alone():
+    stripes = np.zeros((8, 64, 3), np.uint8)
+    stripes[:, ::8] = 255
+    drawn = {}
+    for antialias in (True, False):
+        spec = make_spec(
+            preprocess=PreprocessConfig(resize="stretch", canvases=((8, 8),), antialias=antialias)
+        )
+        drawn[antialias] = draw_view(stripes, plan_views((8, 64), spec)[0], spec.preprocess)
+    assert not drawn[False].any()  # falls between the stripes
+    assert drawn[True].min() > 0
