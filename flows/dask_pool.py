@@ -9,7 +9,7 @@ from importlib.metadata import version
 from multiprocessing import resource_tracker
 from typing import Any
 
-import dask
+import dask.config
 from distributed import Client, LocalCluster, get_worker
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -153,7 +153,7 @@ def start_cuda() -> Iterator[DaskPool]:
         ModuleNotFoundError: dask-cuda is not installed.
     """
     try:
-        from dask_cuda import LocalCUDACluster
+        from dask_cuda import LocalCUDACluster  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as err:
         raise ModuleNotFoundError("cluster cuda needs: pip install 'pixelmill[cuda]'") from err
     num_workers = count_gpus()

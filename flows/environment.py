@@ -46,7 +46,7 @@ def apply_defaults(environ: MutableMapping[str, str] = os.environ) -> None:
 
         refresh_global_settings_context()
     if "dask" in sys.modules:
-        import dask
+        import dask.config
 
         dask.config.refresh()
 

@@ -179,6 +179,7 @@ def open_pool(cluster: str, num_shards: int) -> Iterator[Pool]:
         return
     from pixelmill.flows import dask_pool
 
+    opened: contextlib.AbstractContextManager[Any]
     if "://" in chosen:
         opened = dask_pool.connect(chosen)
     elif chosen == "cuda":
