@@ -26,7 +26,7 @@ class CheckpointMeta(BaseModel):
         arguments: keyword arguments of the architecture's builder, all of them numbers or names.
         classes: names by index; empty for a captioner.
         vocabulary: tokens by index, of a captioner; else empty.
-        training: where the weights come from: data, seeds, epochs, metrics; changes no result.
+        training: where the weights come from: data, seed, epochs; changes no result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
