@@ -177,17 +177,18 @@ def open_pool(cluster: str, num_shards: int) -> Iterator[Pool]:
         finally:
             pool.close()
         return
-    from pixelmill.flows import dask_pool
-
-    opened: contextlib.AbstractContextManager[Any]
-    if "://" in chosen:
-        opened = dask_pool.connect(chosen)
-    elif chosen == "cuda":
-        opened = dask_pool.start_cuda()
-    else:
-        opened = dask_pool.start_local(min(count_workers(chosen), num_shards))
-    with opened as dask:
+    with _open_dask(chosen, num_shards) as dask:
         yield dask
+
+
+def _open_dask(cluster: str, num_shards: int) -> contextlib.AbstractContextManager[Any]:
+    from pixelmill.flows import dask_pool  # half a second that an inline run does not need
+
+    if "://" in cluster:
+        return dask_pool.connect(cluster)
+    if cluster == "cuda":
+        return dask_pool.start_cuda()
+    return dask_pool.start_local(min(count_workers(cluster), num_shards))
 
 
 def choose_cluster(cluster: str, num_shards: int) -> str:
