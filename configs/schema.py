@@ -150,8 +150,11 @@ class TilingConfig(Frozen):
     """Large images are scored tile by tile; part of the model key."""
 
     tile: CanvasSize = Field(description="(height, width) of a tile in original pixels")
-    overlap: Fraction = Field(
-        default=0.2, lt=1, description="share of a tile that neighbours share"
+    overlap: float = Field(
+        default=0.2,
+        ge=0,
+        le=0.9,  # 100 views of every pixel; at 0.99 it would be 10,000
+        description="share of a tile that neighbours share",
     )
     min_pixels: int = Field(default=0, ge=0, description="images with fewer pixels are not tiled")
     include_full: bool = Field(
