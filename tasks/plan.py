@@ -43,8 +43,8 @@ class Plan:
         num_new: not in the catalog with this size and modification: will be read, and may prove
             to be images that are known under another path.
         num_duplicates: known copies of an image that another row of the plan has.
-        num_quarantined: skipped for at least one model, because they failed for good and have not
-            changed since.
+        num_quarantined: skipped for at least one model, because they, or copies of them, failed
+            for good and have not changed since.
         num_retried: planned for at least one model whose newest try failed.
         num_missing: by model key: inputs to score.
         num_reused: by model key: inputs whose predictions are published.
@@ -230,11 +230,15 @@ def _estimate(
 
 def _digests(image_id: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.bytes_]]:
     """Which rows have an id, and those ids as 16 raw bytes each (dtype S16)."""
-    is_known = image_id.is_valid().to_numpy()
-    ids = image_id.drop_null().combine_chunks()
-    one_list = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids)
+    # A chunk has less than 2 GB of text, so its ids joined are one Arrow string; all may not be
+    digests = [_join_digests(chunk.drop_null()) for chunk in image_id.chunks]
+    return image_id.is_valid().to_numpy(), np.concatenate([np.empty(0, "S16"), *digests])
+
+
+def _join_digests(image_id: pa.Array) -> NDArray[np.bytes_]:
+    one_list = pa.ListArray.from_arrays(pa.array([0, len(image_id)], pa.int32()), image_id)
     text = pc.binary_join(one_list, "")[0].as_py()  # in Arrow: a million Python strings are 80 MB
-    return is_known, np.frombuffer(bytes.fromhex(text), "S16")
+    return np.frombuffer(bytes.fromhex(text), "S16")
 
 
 def _is_in(digests: NDArray[np.bytes_], published: NDArray[np.bytes_]) -> NDArray[np.bool_]:
@@ -262,29 +266,43 @@ def _repeats(
 
 
 class _Failures:
-    """The newest failure of each input in its present state."""
+    """The newest failure of each input in its present state, or of a copy of its bytes.
+
+    A worker tries the bytes of an image once, so of several copies only one may have the failure.
+    """
 
     def __init__(self, store: Store, collection: str, images: pa.Table) -> None:
         table = store.table(
             "failures",
-            columns=["path", "size_bytes", "modified", "model_key", "retryable", "failed_at"],
+            columns=[
+                "path",
+                "size_bytes",
+                "modified",
+                "image_id",
+                "model_key",
+                "retryable",
+                "failed_at",
+            ],
             filters=[("collection", "=", collection)],
         )
         newest_first = np.argsort(table["failed_at"].cast(pa.int64()).to_numpy(), kind="stable")
         self._table = table.take(pa.array(newest_first[::-1]))
         self._inputs = input_keys(images) if table.num_rows else None
-        self._num_images = images.num_rows
+        self._image_ids = images["image_id"]
 
     def newest(self, model_key: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which inputs failed, and which of them for good, before or in this model."""
         if self._inputs is None:
-            nothing = np.zeros(self._num_images, np.bool_)
+            nothing = np.zeros(len(self._image_ids), np.bool_)
             return nothing, nothing
         of_model = self._table["model_key"]
         table = self._table.filter(
             pc.or_kleene(pc.is_null(of_model), pc.equal(of_model, model_key))
         )
-        row = pc.index_in(self._inputs, value_set=input_keys(table))  # the first, so the newest
+        row = pc.min_element_wise(  # the first, so the newest
+            pc.index_in(self._inputs, value_set=input_keys(table)),
+            pc.index_in(self._image_ids, value_set=table["image_id"], skip_nulls=True),
+        )
         retryable = pc.take(table["retryable"], row)
         return row.is_valid().to_numpy(), pc.equal(retryable, False).fill_null(False).to_numpy()
 

@@ -19,7 +19,7 @@ from pixelmill.configs.schema import (
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.views import choose_canvas
 from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
-from pixelmill.tasks.plan import Plan, cut_shards, plan_run, save_plan
+from pixelmill.tasks.plan import Plan, _digests, cut_shards, plan_run, save_plan
 from pixelmill.tasks.predictions import ImagePrediction, Label
 from pixelmill.tasks.sources import read_bytes
 from pixelmill.tasks.store import (
@@ -252,6 +252,32 @@ def test_failures_are_quarantined_or_retried(store, folder, retryable, reprocess
     assert made.num_retried == len(planned)
 
 
+def test_a_failure_holds_for_copies_of_the_image(store, folder):
+    """As a worker leaves three copies of which it tried one; a new file has no copy's past."""
+    for name in ("bad.png", "bad-copy.png", "bad-copy-2.png"):
+        (folder / name).write_bytes(b"bad image")
+    made = plan(store, folder)
+    record = save_plan(store, made)
+    writer = ShardWriter(store, record, 0)
+    image_id = hashlib.sha256(b"bad image").hexdigest()[:32]
+    for row in made.rows.to_pylist():
+        if row["path"].startswith("bad"):
+            where = {key: row[key] for key in ("path", "source_uri", "size_bytes", "modified")}
+            where |= {"collection": "night", "image_id": image_id}
+            writer.add_catalog(CatalogRow(**where, width=None, height=None))
+            if row["path"] == "bad-copy.png":
+                failed = {"stage": "forward", "reason": "x", "message": "x", "retryable": False}
+                writer.add_failure(FailureRow(**where, **failed, model_key=FIRST.key))
+    writer.commit({})
+    (folder / "new.png").write_bytes(b"bad image, but another")
+    again = plan(store, folder)
+    assert again.num_quarantined == 3
+    assert [path for path in paths(again) if not path[:2].isdigit()] == ["new.png"]
+    retried = plan(store, folder, reprocess="failed")
+    assert retried.num_retried == 1
+    assert retried.num_duplicates == 2
+
+
 def test_a_failure_before_any_model_holds_for_a_new_model(store, folder):
     (folder / "bad.png").write_bytes(b"bad image")
     run_all(store, folder)
@@ -391,3 +417,16 @@ def test_shards_are_consecutive_full_and_within_limits(pixels, max_images, max_p
         if shard < shards[-1]:  # the next one would not have fitted
             following = pixels[shards.index(shard + 1)]
             assert len(members) == max_images or sum(members) + following > max_pixels
+
+
+def test_known_ids_become_digests_whatever_the_chunks():
+    """A column of more than 67 million ids has more text than one Arrow string can hold."""
+    ids = [hashlib.sha256(bytes([number])).hexdigest()[:32] for number in range(5)]
+    chunks = [[], [ids[0], None, ids[1]], [None], [ids[2], ids[3], None, ids[4]]]
+    column = pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks])
+    is_known, digests = _digests(column.slice(1))
+    assert is_known.tolist() == [False, True, False, True, True, False, True]
+    assert digests.dtype == np.dtype("S16")
+    # by position: trailing zero bytes are no text, but they are part of an id
+    assert digests.tobytes() == bytes.fromhex("".join(ids[1:]))
+    assert [len(part) for part in _digests(column.slice(0, 0))] == [0, 0]
