@@ -13,6 +13,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -22,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
-from obstore.exceptions import GenericError
+from obstore.exceptions import BaseError, GenericError
 from obstore.fsspec import FsspecStore
 
 from pixelmill.configs.schema import IngestConfig
@@ -118,12 +119,14 @@ def read_bytes(source_uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: it is gone.
+        OSError: it cannot be read: no permission, an archived object, a broken connection.
     """
     local = _local_path(source_uri)
     if local is not None:
         return Path(local).read_bytes()
     files, path = _open_url(source_uri)
-    return bytes(files.cat_file(path))
+    with _os_errors(source_uri):
+        return bytes(files.cat_file(path))
 
 
 def read_head(source_uri: str, num_bytes: int) -> bytes:
@@ -131,13 +134,15 @@ def read_head(source_uri: str, num_bytes: int) -> bytes:
 
     Raises:
         FileNotFoundError: it is gone.
+        OSError: it cannot be read: no permission, an archived object, a broken connection.
     """
     local = _local_path(source_uri)
     if local is not None:
         with Path(local).open("rb") as file:
             return file.read(num_bytes)
     files, path = _open_url(source_uri)
-    return bytes(files.cat_file(path, start=0, end=num_bytes))
+    with _os_errors(source_uri):
+        return bytes(files.cat_file(path, start=0, end=num_bytes))
 
 
 def collection_name(source: str) -> str:
@@ -310,6 +315,15 @@ def _open_url(url: str) -> tuple[Any, str]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     files = _file_system(scheme, endpoint, os.getpid())
     return files, path if scheme in _OBJECT_SCHEMES else files._strip_protocol(url)
+
+
+@contextmanager
+def _os_errors(source_uri: str) -> Iterator[None]:
+    """Raise obstore's own errors as what a disk would raise: they are about this one object."""
+    try:
+        yield
+    except BaseError as err:
+        raise OSError(f"cannot read {source_uri!r}: {err}") from err
 
 
 @functools.cache

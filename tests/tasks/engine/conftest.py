@@ -15,12 +15,16 @@ from pixelmill.configs.schema import (
     DetectionModel,
     InstanceModel,
     PreprocessConfig,
+    RunConfig,
     SemanticModel,
 )
 from pixelmill.models.build import resolve_model
 from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.zoo import ARCHITECTURES
-from pixelmill.tasks.store import PLAN, RunRecord, Store, new_run_id
+from pixelmill.tasks.engine.score import score_shard
+from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
+from pixelmill.tasks.plan import plan_run, save_plan
+from pixelmill.tasks.store import PLAN, RunRecord, Store, new_run_id, publish
 
 PREPROCESS = PreprocessConfig(canvases=((64, 96), (96, 64), (64, 64)))
 WORDS = ("<pad>", "<start>", "<end>", "<unk>", "a", "red", "cat", "sits")
@@ -145,3 +149,63 @@ def make_run():
         return run_id
 
     return make
+
+
+@pytest.fixture(scope="session")
+def score_night():
+    """Function that lists a source, scores what is missing from a store, and returns the plan."""
+
+    def score(store, source, specs):
+        model = DetectionModel(name="stands-for-the-specs", weights="not.read")
+        config = RunConfig(name="night", models=(model,))
+        chosen = [("collection", "=", "pictures")]
+        listing = ingest(
+            source, config.ingest, store.table("catalog", columns=KNOWN_COLUMNS, filters=chosen)
+        )
+        plan = plan_run(
+            store,
+            listing,
+            specs,
+            config,
+            collection="pictures",
+            source=source,
+            date="2026-01-01",
+            num_workers=2,
+        )
+        if plan.record is not None:
+            save_plan(store, plan)
+            for index in range(plan.num_shards):
+                score_shard(store.root, plan.record.run_id, index, device="cpu")
+            publish(store)
+        return plan
+
+    return score
+
+
+@pytest.fixture(scope="session")
+def read_results():
+    """Function that gives all that a store holds of each image, comparable bit by bit."""
+
+    def read(store) -> dict:
+        publish(store)
+        found: dict = {}
+        for name in ("detections", "candidates", "captions", "labels"):
+            frame = store.table(name).to_pandas()
+            for (model, image_id), rows in frame.groupby(["model", "image_id"]):
+                ordered = rows.sort_values("rank").drop(columns="date")
+                found[name, model, image_id] = ordered.to_csv(index=False, float_format="%.17g")
+        images = store.images()
+        for model, image_id, semantic, instances in zip(
+            images.model,
+            images.image_id,
+            images.semantic_array,
+            images.instances_array,
+            strict=True,
+        ):
+            if isinstance(semantic, str):
+                found["semantic", model, image_id] = store.semantic_mask(image_id, model).tobytes()
+            if isinstance(instances, str):
+                found["masks", model, image_id] = store.instances(image_id, model).masks.tobytes()
+        return found
+
+    return read

@@ -127,6 +127,26 @@ def test_an_image_that_the_network_fails_on_fails_alone(
     assert failure.model_key == picky_spec.key
 
 
+def test_a_night_with_copies_of_bad_images_leaves_nothing_for_the_next(
+    tmp_path, store, picky_spec, score_night
+) -> None:
+    folder = tmp_path / "images"
+    (green, _) = paint(folder, ["green", "grey"])
+    for name in ("copy", "again"):
+        (folder / f"{name}.png").write_bytes(green.read_bytes())
+        (folder / f"{name}.jpg").write_bytes(b"no picture at all")
+    first = score_night(store, str(folder), [picky_spec])
+    assert first.num_planned == 6
+    assert store.failures().groupby("stage").image_id.nunique().to_dict() == {
+        "decode": 1,
+        "forward": 1,
+    }
+    assert len(store.catalog()) == 6
+    second = score_night(store, str(folder), [picky_spec])
+    assert second.record is None
+    assert second.num_quarantined == 5
+
+
 def test_a_batch_that_does_not_fit_into_memory_is_halved(
     tmp_path, store, make_run, picky_spec
 ) -> None:

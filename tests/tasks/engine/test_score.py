@@ -6,28 +6,6 @@ from pixelmill.tasks.engine.score import score_shard
 from pixelmill.tasks.store import Store, publish
 
 
-def results(store: Store) -> dict:
-    """All that the store holds of each image, comparable bit by bit."""
-    publish(store)
-    found: dict = {}
-    for name in ("detections", "candidates", "captions", "labels"):
-        frame = store.table(name).to_pandas()
-        if len(frame):
-            drop = ["date"]
-            for (model, image_id), rows in frame.groupby(["model", "image_id"]):
-                ordered = rows.sort_values("rank").drop(columns=drop)
-                found[name, model, image_id] = ordered.to_csv(index=False, float_format="%.17g")
-    images = store.images()
-    for model, image_id, semantic, instances in zip(
-        images.model, images.image_id, images.semantic_array, images.instances_array, strict=True
-    ):
-        if isinstance(semantic, str):
-            found["semantic", model, image_id] = store.semantic_mask(image_id, model).tobytes()
-        if isinstance(instances, str):
-            found["masks", model, image_id] = store.instances(image_id, model).masks.tobytes()
-    return found
-
-
 @pytest.fixture
 def all_specs(small_spec):
     names = ("detector", "masker", "segmenter", "captioner")
@@ -59,7 +37,7 @@ def test_a_shard_is_scored_by_all_models_and_committed_once(
 
 
 def test_batch_mates_position_and_shards_change_no_bit(
-    tmp_path, make_run, all_specs, pictures
+    tmp_path, make_run, all_specs, pictures, read_results
 ) -> None:
     """Scored in one shard, in other order, in shards of one and with other batch sizes."""
     paths = sorted(pictures.iterdir())
@@ -75,7 +53,7 @@ def test_batch_mates_position_and_shards_change_no_bit(
         run_id = make_run(store, all_specs(), ordered, shard_of=shard_of)
         for index in sorted({shard_of(i) for i in range(12)}):
             score_shard(store.root, run_id, index)
-        seen[name] = results(store)
+        seen[name] = read_results(store)
     expected = seen.pop("together")
     assert len({key[2] for key in expected}) == 12
     for name, found in seen.items():
@@ -87,7 +65,7 @@ def test_batch_mates_position_and_shards_change_no_bit(
 @pytest.mark.parametrize("name", ["detector", "masker", "segmenter", "captioner"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_the_batch_size_changes_no_bit(
-    tmp_path, make_run, small_spec, pictures, name: str, batch_size: int
+    tmp_path, make_run, small_spec, pictures, read_results, name: str, batch_size: int
 ) -> None:
     seen = []
     for size in (4, batch_size):
@@ -95,7 +73,7 @@ def test_the_batch_size_changes_no_bit(
         spec = small_spec(name, size)
         run_id = make_run(store, [spec], sorted(pictures.iterdir())[:5])
         score_shard(store.root, run_id, 0)
-        seen.append(results(store))
+        seen.append(read_results(store))
     assert seen[0] == seen[1]
 
 
