@@ -12,7 +12,7 @@ from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.views import Placement
 from pixelmill.tasks.store import ImageRow
 
-__all__ = ["Batches", "Work"]
+__all__ = ["Batches", "Work", "is_out_of_memory"]
 
 Canvas = NDArray[np.uint8]
 
@@ -113,11 +113,11 @@ class Batches:
         try:
             return [*_predict_padded(self._network, canvases, batch_size)]
         except Exception as err:
-            if len(canvases) == 1 and not (_is_out_of_memory(err) and batch_size > 1):
+            if len(canvases) == 1 and not (is_out_of_memory(err) and batch_size > 1):
                 self._raise_if_broken(canvases[0], batch_size, err)
                 return [err]
             error = err
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             # Padding is what does not fit, so smaller batches are not filled up
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -145,7 +145,8 @@ def _predict_padded(network: Network, canvases: list[Canvas], batch_size: int) -
     return outputs[: len(canvases)]
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the same images may succeed with more memory, or fewer at a time."""
     # PyTorch has a class for the GPU's memory only
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -18,7 +18,7 @@ from pixelmill.configs.schema import IngestConfig
 from pixelmill.models.build import load_network
 from pixelmill.models.interface import ViewOutput
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.engine.batches import Batches, Work
+from pixelmill.tasks.engine.batches import Batches, Work, is_out_of_memory
 from pixelmill.tasks.engine.crumbs import Crumbs
 from pixelmill.tasks.engine.decode import DecodedImage, DecodeError, decode_image
 from pixelmill.tasks.engine.merge import merge_views
@@ -367,7 +367,7 @@ class _ShardScorer:
                     stage=stage,
                     reason=type(error).__name__,
                     message=str(error),
-                    retryable="memory" in type(error).__name__.lower(),
+                    retryable=is_out_of_memory(error),
                     size_bytes=work.image.size_bytes,
                     modified=work.image.modified,
                     image_id=work.image.image_id,
