@@ -112,6 +112,9 @@ Captions = Annotated[Path | None, Parameter(help="COCO captions JSON.", group=TR
 Labels = Annotated[
     Path | None, Parameter(help="CSV with the columns file_name and label.", group=TRUTH)
 ]
+Subset = Annotated[
+    Path | None, Parameter(help="Text file of the images to compare, one a line.", group=TRUTH)
+]
 StoreRoot = Annotated[str, Parameter(help="Folder or URL of the store.")]
 
 
@@ -137,6 +140,7 @@ def score(
     semantic: Semantic = None,
     captions: Captions = None,
     labels: Labels = None,
+    subset: Subset = None,
     no_report: Annotated[bool, Parameter(help="Score only.", negative=(), group=WHERE)] = False,
 ) -> ExitCode:
     """Score what is missing of a folder of images.
@@ -148,7 +152,12 @@ def score(
     """
     chosen = _choose_config(folder, preset, config, weights)
     truth = _merge_truth(
-        chosen.evaluation, instances=instances, semantic=semantic, captions=captions, labels=labels
+        chosen.evaluation,
+        instances=instances,
+        semantic=semantic,
+        captions=captions,
+        labels=labels,
+        subset=subset,
     )
     chosen = _on_cluster(chosen.model_copy(update={"evaluation": truth}), cluster, scheduler)
     params = _score_params(
@@ -262,6 +271,7 @@ def evaluate(
     semantic: Semantic = None,
     captions: Captions = None,
     labels: Labels = None,
+    subset: Subset = None,
 ) -> ExitCode:
     """Compare predictions with truth; write metrics and report.
 
@@ -271,12 +281,15 @@ def evaluate(
     """
     given = {"instances": instances, "semantic": semantic, "captions": captions, "labels": labels}
     truth = _merge_truth(EvaluationConfig(), **given) if any(given.values()) else None
+    chosen = _merge_truth(EvaluationConfig(), subset=subset).subset
     from pixelmill.flows.evaluation import EvaluateParams, evaluate_flow, find_last_run
     from pixelmill.flows.printing import print_evaluation
     from pixelmill.tasks.store import Store
 
     find_last_run(Store(store), collection)
-    params = EvaluateParams(store=store, collection=collection, models=model, truth=truth)
+    params = EvaluateParams(
+        store=store, collection=collection, models=model, truth=truth, subset=chosen
+    )
     state, found = _run_flow(evaluate_flow, params)
     if found is not None:
         console = _console()

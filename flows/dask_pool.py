@@ -197,7 +197,8 @@ def connect(address: str) -> Iterator[DaskPool]:
     """A cluster that somebody else runs.
 
     Raises:
-        ConnectionError: nobody answers, or the workers cannot import this version of pixelmill.
+        ConnectionError: nobody answers.
+        RuntimeError: the workers cannot import this version of pixelmill.
     """
     try:
         client = Client(address, set_as_default=False, timeout=CONNECT_S)
@@ -213,7 +214,7 @@ def check_versions(client: Any, address: str) -> None:
     """Refuse a cluster whose workers would fail shard by shard.
 
     Raises:
-        ConnectionError: names the workers and what they have.
+        RuntimeError: names the worker and what it has.
     """
     found = client.get_versions(packages=["pixelmill"])
     ours = version("pixelmill")
@@ -221,7 +222,7 @@ def check_versions(client: Any, address: str) -> None:
         theirs = report["packages"].get("pixelmill")
         if theirs != ours:
             has = f"pixelmill {theirs}" if theirs else "no pixelmill"
-            raise ConnectionError(
+            raise RuntimeError(
                 f"worker {worker} of {address} has {has}, this is {ours}: install "
                 f"pixelmill=={ours} where the workers run"
             )

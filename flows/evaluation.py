@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
-from pixelmill.flows.job import find_truth, results_folder, truth_base
+from pixelmill.flows.job import find_truth, last_run, results_folder, truth_base
 from pixelmill.flows.score import report_task
 from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
 from pixelmill.tasks.metrics.results import Evaluation
@@ -29,6 +29,9 @@ class EvaluateParams(BaseModel):
     truth: EvaluationConfig | None = Field(
         default=None, description="left out: what the collection's newest run was configured with"
     )
+    subset: str | None = Field(
+        default=None, description="text file of the images to compare; left out: the truth's own"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +46,23 @@ class EvaluationReport:
 def evaluate_store(params: EvaluateParams) -> EvaluationReport:
     """Compare a collection's predictions with truth, save the numbers and write the report."""
     store = Store(params.store)
-    last_run = find_last_run(store, params.collection)
-    config = RunConfig.model_validate(last_run.config)
-    base = truth_base(last_run.source)
+    run = find_last_run(store, params.collection)
+    base = truth_base(run.source)
     evaluation = evaluate_task(
         store,
-        params.truth or find_truth(config.evaluation, base) or config.evaluation,
+        _choose_truth(params, run, base),
         base=base,
-        collection=last_run.collection,
+        collection=run.collection,
         models=params.models or None,
     )
-    folder = results_folder(store, last_run.collection)
+    folder = results_folder(store, run.collection)
     save_evaluation(evaluation, folder)
     report = report_task(
         store,
         evaluation,
         folder / "report.html",
-        collection=last_run.collection,
-        run_id=last_run.run_id,
+        collection=run.collection,
+        run_id=run.run_id,
     )
     create_markdown_artifact(summary_markdown(evaluation, None), key="evaluation")
     return EvaluationReport(evaluation, folder, report)
@@ -71,21 +73,27 @@ evaluate_flow = flow(
 )(evaluate_store)
 
 
+def _choose_truth(params: EvaluateParams, run: RunRecord, base: Path) -> EvaluationConfig:
+    """The truth asked for, else the run's that is there, else the run's, to be complained of."""
+    configured = RunConfig.model_validate(run.config).evaluation
+    truth = params.truth or configured
+    if params.subset is not None:
+        truth = truth.model_copy(update={"subset": params.subset})
+    return truth if params.truth else find_truth(truth, base) or truth
+
+
 def find_last_run(store: Store, collection: str | None) -> RunRecord:
     """The newest run, or the newest of a collection.
 
     Raises:
         ValueError: there is none.
     """
-    known: set[str] = set()
-    for run_id in reversed(store.runs()):
-        record = store.run(run_id)
-        if collection in (None, record.collection):
-            return record
-        known.add(record.collection)
-    if collection is None:
+    found = last_run(store, collection)
+    if found is not None:
+        return found
+    known = sorted({store.run(run_id).collection for run_id in store.runs()})
+    if not known:
         raise ValueError(f"store {store.root} has no run; score a folder into it first")
     raise ValueError(
-        f"store {store.root} has no run of collection {collection!r}; it has: "
-        f"{', '.join(sorted(known)) or 'none'}"
+        f"store {store.root} has no run of collection {collection!r}; it has: {', '.join(known)}"
     )

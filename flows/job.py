@@ -5,6 +5,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +18,7 @@ from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
 from pixelmill.tasks.plan import Plan, Reprocess, plan_run
 from pixelmill.tasks.sources import collection_name
-from pixelmill.tasks.store import Store
+from pixelmill.tasks.store import RunRecord, Store
 
 __all__ = [
     "DEFAULT_STORE",
@@ -26,6 +27,7 @@ __all__ = [
     "count_planned_workers",
     "default_collection",
     "find_truth",
+    "last_run",
     "prepare_job",
     "preview_plan",
     "read_known",
@@ -60,7 +62,8 @@ class ScoreParams(BaseModel):
     collection: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="name of the images in the store; left out: from the folder's name",
+        description="name of the images in the store; left out: from the folder's name, which "
+        "another folder's images must not have there",
     )
     date: str | None = Field(
         default=None,
@@ -102,8 +105,10 @@ def prepare_job(params: ScoreParams) -> Job:
 
     Raises:
         ConfigError: the configuration has faults.
-        ValueError: no images are named, or a model is not complete.
-        OSError: weights are neither here nor to be had.
+        ValueError: no images are named, a model is not complete, or the folder's name is in the
+            store already, for the images of another folder.
+        OSError: weights are neither here nor to be had, or truth is there without the subset that
+            is to be compared.
     """
     config = params.config
     config = config if isinstance(config, RunConfig) else load_config(config)
@@ -112,6 +117,8 @@ def prepare_job(params: ScoreParams) -> Job:
         raise ValueError(f"config {config.name!r} names no images; name a folder to score")
     if "://" not in source:
         source = _local_folder(source)
+    if params.collection is None:
+        _refuse_namesake(params.store, default_collection(source), source)
     base = truth_base(source)
     return Job(
         config=config,
@@ -124,6 +131,36 @@ def prepare_job(params: ScoreParams) -> Job:
         truth_base=base,
         num_workers=count_planned_workers(config.compute.cluster),
     )
+
+
+def _refuse_namesake(root: str, collection: str, source: str) -> None:
+    """Two folders of the same name would take each other's images for changed or gone ones."""
+    try:
+        store = Store(root)
+    except FileNotFoundError:
+        return
+    known = last_run(store, collection)
+    if known is None or _normal_source(known.source) == _normal_source(source):
+        return
+    raise ValueError(
+        f"collection {collection!r} of store {store.root} has the images of {known.source}, not of "
+        f"{source}; give these a name of their own by --collection NAME, or say --collection "
+        f"{collection} if it is the same folder in a new place"
+    )
+
+
+def _normal_source(source: str) -> str:
+    """One spelling of a folder or URL."""
+    scheme, separator, rest = source.rstrip("/").partition("://")
+    if not separator or scheme.lower() == "file":
+        return str(Path(unquote(rest) if separator else source).resolve())
+    return f"{scheme.lower()}://{rest}"
+
+
+def last_run(store: Store, collection: str | None) -> RunRecord | None:
+    """The newest run, or the newest of a collection; None if there is none."""
+    records = (store.run(run_id) for run_id in reversed(store.runs()))
+    return next((each for each in records if collection in (None, each.collection)), None)
 
 
 def _local_folder(source: str) -> str:
@@ -144,12 +181,20 @@ def find_truth(config: EvaluationConfig, base: Path) -> EvaluationConfig | None:
     """The truth of a config that is there.
 
     A preset's truth belongs to its own images; over another folder there is none.
+
+    Raises:
+        FileNotFoundError: there is truth, but not the list of its images that are to be compared.
     """
     kinds = ("instances", "semantic", "captions", "labels")
     places = {kind: getattr(config, kind) for kind in kinds}
     there = {kind: place for kind, place in places.items() if place and (base / place).exists()}
     if not there:
         return None
+    if config.subset is not None and not (base / config.subset).exists():
+        raise FileNotFoundError(
+            f"no {base / config.subset}, which names the images to compare (evaluation.subset): "
+            "`pixelmill train` writes it, --subset FILE names another"
+        )
     return config.model_copy(update=dict.fromkeys(kinds) | there)
 
 

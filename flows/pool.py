@@ -167,7 +167,8 @@ def open_pool(cluster: str, num_shards: int) -> Iterator[Pool]:
 
     Raises:
         ValueError: no such cluster.
-        ConnectionError: the scheduler does not answer, or its workers cannot work for us.
+        ConnectionError: the scheduler does not answer.
+        RuntimeError: its workers cannot work for us.
     """
     chosen = choose_cluster(cluster, num_shards)
     if chosen == "inline":

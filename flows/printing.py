@@ -12,6 +12,23 @@ from pixelmill.tasks.plan import Plan
 
 __all__ = ["print_backfill", "print_evaluation", "print_plan", "print_run"]
 
+# What newcomers may not know of a metric's name; all definitions are in the report.
+LEGEND = {
+    "AP": "mAP over IoU 0.5 to 0.95",
+    "AP50": "mAP at IoU 0.5",
+    "AP75": "mAP at IoU 0.75",
+    "AR100": "recall of the 100 best boxes an image",
+    "mIoU": "mean IoU of the classes",
+    "Dice": "mean Dice of the classes",
+    "CIDEr-D": "agreement with people's captions",
+    "CIDEr-D baseline": "the same of one fixed caption",
+    "BLEU-4": "shared runs of four words",
+    "ROUGE-L": "longest shared sequence of words",
+    "top-1": "right label first",
+    "top-5": "right label in the first five",
+    "macro F1": "mean F1 of the classes",
+}
+
 
 def print_plan(console: Console, plan: Plan, collection: str) -> None:
     """What would be scored, reused, retried and skipped."""
@@ -80,6 +97,9 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     ]
     if rows:
         console.print(_table(("model", "compared", "metric", "value"), rows, num_text=3))
+        names = dict.fromkeys(name for _, _, name, _ in rows)
+        legend = "; ".join(f"{name} = {LEGEND[name]}" for name in names if name in LEGEND)
+        console.print(legend, highlight=False, style="dim")
     for key, reason in evaluation.skipped.items():
         console.print(f"{key} not evaluated: {reason}", highlight=False)
 

@@ -30,10 +30,14 @@ logger = logging.getLogger(__name__)
 
 SLOTS_EVERY_S = 2.0
 WAIT_S = 0.5
+TELL_S = 10.0
 
 
-class NoWorkersError(ConnectionError):
-    """No worker has been there for too long, and the pool cannot start one."""
+class NoWorkersError(RuntimeError):
+    """No worker has been there for too long, and the pool cannot start one.
+
+    No ConnectionError: the stage would be tried again, and wait as long again.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class _Loop:
         self.tickets = itertools.count()
         self.slots, self.slots_at = 0, -math.inf
         self.alive_at = time.monotonic()
+        self.has_told = False
 
     def run(self) -> Submission:
         try:
@@ -172,7 +177,10 @@ class _Loop:
         if now - self.slots_at >= SLOTS_EVERY_S:
             self.slots, self.slots_at = self.pool.slots(), now
         if self.slots:
-            self.alive_at = now
+            self.alive_at, self.has_told = now, False
+        elif not self.has_told and now - self.alive_at > min(TELL_S, self.policy.no_workers_s):
+            logger.warning("no worker to score on; waiting %.0f s", self.policy.no_workers_s)
+            self.has_told = True
         elif now - self.alive_at > self.policy.no_workers_s:
             if not self.pool.heal():
                 raise NoWorkersError(

@@ -97,7 +97,7 @@ models:
   - {name: a, task: detection, weights: w/a.onnx, decode: "decode.py:run"}
   - {name: b, task: detection, weights: "embedded:b"}
   - {name: c, task: detection, weights: /abs/c.pt, batch_size: 1e1}
-evaluation: {instances: truth.json}
+evaluation: {instances: truth.json, subset: lists/held_out.txt}
 """
     path = write(tmp_path, text)
     monkeypatch.chdir("/")
@@ -108,12 +108,15 @@ evaluation: {instances: truth.json}
     assert config.models[0].decode == f"{tmp_path / 'decode.py'}:run"
     assert config.models[2].batch_size == 10
     assert config.evaluation.instances == "truth.json"
+    assert config.evaluation.subset == str(tmp_path / "lists/held_out.txt")
 
 
 def test_paths_in_a_preset_start_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load_config("bccd")
-    assert config.models[0].weights == str(tmp_path / "runs/train/bccd.safetensors")
+    for name in ("bccd", "camvid", "pennfudan"):  # they compare what training kept apart
+        config = load_config(name)
+        assert config.models[0].weights == str(tmp_path / f"runs/train/{name}.safetensors")
+        assert config.evaluation.subset == str(tmp_path / f"runs/train/{name}.val.txt")
 
 
 def test_every_yaml_loads_and_begins_with_its_command():

@@ -1,20 +1,34 @@
-"""Scenes and tiny random models for the flows; one Prefect server for all of them."""
+"""Scenes, tiny random models, and commands as processes for the flows."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
 
+from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import PreprocessConfig
+from pixelmill.flows.job import ScoreParams, prepare_job, read_known
+from pixelmill.flows.worker import score_reference
 from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.zoo import ARCHITECTURES
+from pixelmill.tasks.ingest import ingest
+from pixelmill.tasks.plan import plan_run, save_plan
 from pixelmill.tasks.scenes.render import SEMANTIC_CLASSES
 from pixelmill.tasks.scenes.things import CLASSES
 from pixelmill.tasks.scenes.write import write_scenes
+from pixelmill.tasks.store import Store, publish
 
-NUM_SCENES = 40
+NUM_SCENES = 8
+DATE = "2024-05-31"
+PATIENCE_S = 240  # for a machine that is busy with something else
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +39,27 @@ def scenes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def copy_scenes(scenes):
+    """Fills a folder with any number of images: the scenes again, each with a comment of its own.
+
+    Their bytes differ, so each is scored; rendering as many would take longer than scoring them.
+    """
+
+    def copy(folder: Path, count: int) -> Path:
+        folder.mkdir(parents=True)
+        paths = sorted((scenes / "images").iterdir())
+        for index in range(count):
+            data = paths[index % len(paths)].read_bytes()
+            comment = b"\xff\xfe" + (6).to_bytes(2, "big") + index.to_bytes(4, "big")
+            (folder / f"{index:04d}.jpg").write_bytes(data[:2] + comment + data[2:])
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory) -> Path:
-    """A detector and a segmenter with random weights; five shards of 40 images."""
+    """A detector and a segmenter with random weights; shards of four images."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     preprocess = PreprocessConfig(canvases=((96, 128), (128, 96)))
@@ -58,7 +91,7 @@ def tiny_config(tmp_path_factory) -> Path:
     document = {
         "name": "tiny",
         "models": models,
-        "shard": {"max_images": 8},
+        "shard": {"max_images": 4},
         "evaluation": {"instances": "instances.json", "semantic": "semantic"},
     }
     path = folder / "tiny.yaml"
@@ -67,13 +100,153 @@ def tiny_config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def score_plainly(tiny_config):
+    """Scores a folder in this process without Prefect and Dask; all other ways must equal it."""
+
+    def score(folder: Path, root: Path, *, is_published: bool = True) -> Store:
+        params = ScoreParams(
+            source=str(folder), store=str(root), config=load_config(tiny_config), date=DATE
+        )
+        job = prepare_job(params)
+        store = Store(root, create=True)
+        plan = plan_run(
+            store,
+            ingest(job.source, job.config.ingest, read_known(store, job.collection)),
+            job.specs,
+            job.config,
+            collection=job.collection,
+            source=job.source,
+            date=job.date,
+        )
+        record = save_plan(store, plan)
+        for index in range(record.num_shards):
+            score_reference(store.root, record.run_id, index, should_stop=lambda: False)
+        if is_published:
+            publish(store)
+        return store
+
+    return score
+
+
+@pytest.fixture(scope="session")
+def assert_same_predictions():
+    """Two stores hold the same, whenever and in whatever shards it was scored."""
+
+    def rows(store: Store) -> pd.DataFrame:
+        kept = ["image_id", "model", "date", "path", "width", "height", "n_detections"]
+        images = store.images()[kept]
+        return images.sort_values(["model", "image_id"]).reset_index(drop=True)
+
+    def boxes(store: Store) -> pd.DataFrame:
+        return store.boxes().sort_values(["image_id", "model", "rank"]).reset_index(drop=True)
+
+    def check(root: Path, reference: Store) -> None:
+        store = Store(root)
+        pd.testing.assert_frame_equal(rows(store), rows(reference))
+        pd.testing.assert_frame_equal(boxes(store), boxes(reference))
+        for image in rows(store)["image_id"].unique()[::10]:
+            mask, expected = store.semantic_mask(image), reference.semantic_mask(image)
+            assert (mask == expected).all()
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory) -> Path:
     """One home for all commands that tests start: only the first pays for the migrations."""
     return tmp_path_factory.mktemp("prefect")
 
 
-@pytest.fixture
-def command_environment(prefect_home) -> dict[str, str]:
-    """For subprocesses that run the command line."""
+class Command:
+    """A Python module that runs in a session of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], folder: Path):
+        self._stderr = folder / "stderr"
+        with self._stderr.open("w") as stderr:
+            self._process = subprocess.Popen(
+                (sys.executable, "-P", "-m", *arguments),
+                env=environment,
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        return self._process.wait(timeout_s)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    def members(self) -> list[int]:
+        """Living processes of the session."""
+        pids = []
+        for process in psutil.process_iter():
+            try:
+                is_ours = os.getsid(process.pid) == self.pid
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                    pids.append(process.pid)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return pids
+
+    def kill(self) -> None:
+        for pid in self.members():
+            os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def launch(prefect_home, tmp_path_factory):
+    """Starts Python modules as processes in folders of their own; none survives the module."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DASK_"))}
-    return clean | {"PREFECT_HOME": str(prefect_home)}
+    clean["PREFECT_HOME"] = str(prefect_home)
+    started: list[Command] = []
+
+    def launch(*arguments: object, **environment: str) -> Command:
+        texts = tuple(str(argument) for argument in arguments)
+        started.append(Command(texts, clean | environment, tmp_path_factory.mktemp("command")))
+        return started[-1]
+
+    yield launch
+    for command in reversed(started):
+        command.kill()
+
+
+@pytest.fixture(scope="module")
+def launch_score(launch, tiny_config):
+    """Starts `pixelmill score` with the tiny models."""
+
+    def launch_score(folder: Path, store: Path, *options: object, **environment: str) -> Command:
+        where = (folder, "--config", tiny_config, "--out", store, "--date", DATE, "--no-report")
+        return launch("pixelmill.flows.cli", "score", *where, *options, **environment)
+
+    return launch_score
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """Waits until a condition holds, and returns what it gave."""
+
+    def wait_for(condition, what: str):
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"no {what} within {PATIENCE_S} s"
+            time.sleep(0.05)
+        return found
+
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def count_receipts():
+    """Shards of a store that are committed."""
+
+    def count_receipts(store: Path) -> int:
+        return len(list(store.glob("_commit/receipts/*/*.json")))
+
+    return count_receipts

@@ -117,7 +117,7 @@ class FakeClient:
 
 def test_workers_without_this_version_are_refused_in_one_sentence():
     for theirs, has in [(None, "no pixelmill"), ("0.0.1", "pixelmill 0.0.1")]:
-        with pytest.raises(ConnectionError, match=f"tcp://a:1 of tcp://s:1 has {has}, this is"):
+        with pytest.raises(RuntimeError, match=f"tcp://a:1 of tcp://s:1 has {has}, this is"):
             dask_pool.check_versions(FakeClient({"tcp://a:1": theirs}), "tcp://s:1")
 
 
