@@ -239,7 +239,7 @@ def beam_search(
     tokens = torch.tensor([START], device=features.device)
     state = model.start(features)
     logprobs = torch.zeros(1, device=features.device)
-    alive = [Hypothesis((), 0.0, features.new_empty(0, features.shape[1]))]
+    alive = [Hypothesis((), 0.0, torch.empty(0, features.shape[1]))]
     finished: list[Hypothesis] = []
     for _ in range(postprocess.max_tokens):
         logits, attention, state = model.step(features, keys, tokens, state)

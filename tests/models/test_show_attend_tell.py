@@ -117,6 +117,11 @@ def test_attention_is_a_share_per_place_and_token(model, features):
     torch.testing.assert_close(found.attention.sum(dim=1), torch.ones(len(found.tokens)))
 
 
+def test_attention_is_float32_whatever_the_model_computes_in(model, features):
+    found = beam_search(model.bfloat16(), features[0].bfloat16(), CaptionPostprocess(beam_size=2))
+    assert found.attention.dtype == torch.float32
+
+
 def test_captions_do_not_depend_on_batch_mates(model, features, make_spec):
     spec = make_spec(
         "captioning",
