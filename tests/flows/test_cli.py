@@ -1,12 +1,16 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from pixelmill.configs.load import TRAIN_PRESETS, list_presets, load_config
 from pixelmill.flows import cli
+from pixelmill.flows.job import last_run
 from pixelmill.models import build
+from pixelmill.tasks.store import Store, publish
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -56,6 +60,10 @@ def test_every_command_has_an_example(capsys, command):
         (("score", ".", "--preset", "demo", "--weights", "x=y"), "NAME one of demo-detector"),
         (("score", ".", "--weights", "model.onnx"), "does not say what network"),
         (("score", ".", "--preset", "demo", "--labels", "no.csv"), "not there: --labels"),
+        (("score", ".", "--preset", "demo", "--subset", "no.txt"), "not there: --subset"),
+        (("models", "fetch"), "no network"),
+        (("report", "nowhere"), "no Pixelmill store"),
+        (("publish", "nowhere"), "no Pixelmill store"),
         (("plan", "nowhere", "--preset", "bccd"), "no folder"),
         (("evaluate", "nowhere"), "no Pixelmill store"),
         (("demo", "--images", "0"), "--images must be at least 1"),
@@ -97,7 +105,99 @@ def test_plan_tells_what_would_be_scored(capsys, scenes, tiny_config, tmp_path):
         capsys, "plan", str(scenes / "images"), "--config", str(tiny_config), "--out", str(store)
     )
     assert code == 0
-    assert "40 images listed in" in out
-    assert "40 to score" in out
-    assert "in 5 shards" in out
+    assert "8 images listed in" in out
+    assert "8 to score" in out
+    assert "in 2 shards" in out
     assert not store.exists()
+
+
+@pytest.fixture(scope="module")
+def scored(scenes, score_plainly, tmp_path_factory):
+    """A store of the scenes, finished but not published."""
+    root = tmp_path_factory.mktemp("scored") / "store"
+    return score_plainly(scenes / "images", root, is_published=False)
+
+
+def test_publish_shows_what_a_killed_run_had_finished(capsys, scored):
+    assert scored.images().empty
+    code, out, _ = run(capsys, "publish", scored.root)
+    assert (code, out) == (0, "2 shards published: 16 rows of images\n")
+    assert len(Store(scored.root).images()) == 16
+    assert run(capsys, "publish", scored.root)[1].startswith("0 shards published")
+
+
+def test_report_is_written_where_it_is_wanted_or_into_the_store(capsys, scored, tmp_path):
+    publish(scored)
+    code, out, _ = run(capsys, "report", scored.root, "--to", str(tmp_path / "a.html"))
+    assert (code, out) == (0, f"{tmp_path / 'a.html'}\n")
+    assert (tmp_path / "a.html").read_text().startswith("<!")
+    code, out, _ = run(capsys, "report", scored.root)
+    assert code == 0
+    expected = Path(scored.root) / "reports" / last_run(scored, None).collection / "report.html"
+    assert out == f"{expected}\n"
+    assert expected.exists()
+
+
+def test_a_collection_that_is_not_there_is_told_with_those_that_are(capsys, scored):
+    known = last_run(scored, None).collection
+    for command in ("report", "evaluate"):
+        code, _, err = run(capsys, command, scored.root, "--collection", "birds")
+        assert code == 2
+        assert f"no run of collection 'birds'; it has: {known}" in err
+
+
+def test_another_folder_of_the_same_name_is_wrong_usage(
+    capsys, scored, copy_scenes, tiny_config, tmp_path
+):
+    source = Path(last_run(scored, None).source)
+    namesake = copy_scenes(tmp_path / source.parent.name / source.name, 1)
+    options = (str(namesake), "--config", str(tiny_config), "--out", scored.root)
+    code, _, err = run(capsys, "plan", *options)
+    assert code == 2
+    assert f"has the images of {source}, not of {namesake}" in err
+    assert run(capsys, "plan", *options, "--collection", "more")[0] == 0
+
+
+def test_truth_without_its_subset_is_told_before_anything_is_scored(
+    capsys, scenes, tiny_config, tmp_path
+):
+    config = tiny_config.with_name("held-out.yaml")
+    text = tiny_config.read_text()
+    config.write_text(text.replace("evaluation:", "evaluation:\n  subset: held-out.txt"))
+    store = tmp_path / "store"
+    code, _, err = run(
+        capsys, "score", str(scenes / "images"), "--config", str(config), "--out", str(store)
+    )
+    assert code == 2
+    assert f"no {tiny_config.with_name('held-out.txt')}, which names the images to compare" in err
+    assert not store.exists()
+
+
+def test_models_are_listed_and_their_weights_found(capsys, tiny_config):
+    code, out, _ = run(capsys, "models", "list")
+    assert code == 0
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert ["embedded:demo-detector", "weights"] in lines
+    assert {"retinamask", "unet", "torchvision/fcn_resnet50"} <= {line[0] for line in lines}
+    code, out, _ = run(capsys, "models", "fetch", str(tiny_config))
+    assert code == 0
+    for name, line in zip(("detector", "segmenter"), out.splitlines(), strict=True):
+        key, path = line.split()
+        assert key.startswith(f"{name}-")
+        assert path == str(tiny_config.with_name(f"{name}.safetensors"))
+
+
+def test_presets_are_listed_with_what_they_do(capsys):
+    code, out, _ = run(capsys, "config", "list")
+    assert code == 0
+    for name in list_presets():
+        assert f"{name:12} {load_config(name).description}\n" in out
+    for name in list_presets(TRAIN_PRESETS):
+        assert f"(pixelmill train {name})" in out
+
+
+def test_config_check_tells_a_faulty_file_with_its_line(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\nmodles: []\n")
+    code, _, err = run(capsys, "config", "check", str(tmp_path / "mine.yaml"))
+    assert code == 2
+    assert "mine.yaml:2: modles: no such key; did you mean 'models'?" in err
