@@ -7,13 +7,10 @@ given (the second benchmark times that); all the rest is what `pixelmill score` 
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +28,7 @@ pytestmark = pytest.mark.benchmark
 NUM_KNOWN = 1_000_000
 NUM_NEW = 1_000
 NUM_NIGHTS = 100
+PACKAGES = ("pyarrow", "numpy", "fsspec")
 
 MODELS = """
 from pixelmill.configs.schema import ClassificationModel, PreprocessConfig, RunConfig
@@ -94,15 +92,6 @@ print(json.dumps(measured | {
 """
 
 
-def machine() -> dict[str, object]:
-    packages = ("pyarrow", "numpy", "fsspec")
-    return {
-        "machine": f"{platform.machine()} x {os.cpu_count()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def fill(table: pa.Table, name: str) -> pa.Table:
     """The columns of a published table that planning does not look at."""
     constants = {"status": "ok", "scored_at": datetime(2026, 1, 1, tzinfo=UTC), "run_id": "r"}
@@ -147,7 +136,7 @@ def known_images(photo: Path) -> pa.Table:
     )
 
 
-def test_plan_of_a_thousand_new_among_a_million_known(tmp_path):
+def test_plan_of_a_thousand_new_among_a_million_known(tmp_path, machine):
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (640, 480)).save(photo)
     model_keys = subprocess.run(
@@ -175,14 +164,14 @@ def test_plan_of_a_thousand_new_among_a_million_known(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
-    print(json.dumps({"benchmark": "plan_1e6_known_1e3_new"} | measured | machine()))
+    print(json.dumps({"benchmark": "plan_1e6_known_1e3_new"} | measured | machine(*PACKAGES)))
     assert measured["num_listed"] == NUM_KNOWN + NUM_NEW
     assert measured["num_new"] == NUM_NEW
     assert measured["num_missing"] == [NUM_NEW, NUM_NEW]
     assert measured["num_reused"] == [NUM_KNOWN, NUM_KNOWN]
 
 
-def test_listing_of_a_hundred_thousand_files(tmp_path):
+def test_listing_of_a_hundred_thousand_files(tmp_path, machine):
     for folder in range(100):
         (tmp_path / str(folder)).mkdir()
         for number in range(1000):
@@ -190,6 +179,7 @@ def test_listing_of_a_hundred_thousand_files(tmp_path):
     start = time.perf_counter()
     listing = list_images(str(tmp_path), IngestConfig())
     seconds = round(time.perf_counter() - start, 3)
-    print(json.dumps({"benchmark": "list_1e5_local_files", "seconds": seconds} | machine()))
+    measured = {"benchmark": "list_1e5_local_files", "seconds": seconds}
+    print(json.dumps(measured | machine(*PACKAGES)))
     assert listing.images.num_rows == 100_000
     assert listing.problems.num_rows == 0
