@@ -68,8 +68,8 @@ def same_objects(one: Store, other: Store, image_id: str) -> float:
     left, right = one.instances(image_id), other.instances(image_id)
     names = ["x_min", "y_min", "x_max", "y_max"]
     overlap = box_iou(
-        torch.from_numpy(left.boxes[names].to_numpy(np.float32)),
-        torch.from_numpy(right.boxes[names].to_numpy(np.float32)),
+        torch.tensor(left.boxes[names].to_numpy(np.float32)),
+        torch.tensor(right.boxes[names].to_numpy(np.float32)),
     )
     sure = np.flatnonzero(left.boxes.score.to_numpy() > 0.3)
     found = []
