@@ -176,12 +176,10 @@ class _Loop:
         now = time.monotonic()
         if now - self.slots_at >= SLOTS_EVERY_S:
             self.slots, self.slots_at = self.pool.slots(), now
+        idle_s = now - self.alive_at
         if self.slots:
             self.alive_at, self.has_told = now, False
-        elif not self.has_told and now - self.alive_at > min(TELL_S, self.policy.no_workers_s):
-            logger.warning("no worker to score on; waiting %.0f s", self.policy.no_workers_s)
-            self.has_told = True
-        elif now - self.alive_at > self.policy.no_workers_s:
+        elif idle_s > self.policy.no_workers_s:
             if not self.pool.heal():
                 raise NoWorkersError(
                     f"no worker for {self.policy.no_workers_s:.0f} s with "
@@ -189,6 +187,9 @@ class _Loop:
                     "start workers and run the same command again"
                 )
             self.alive_at, self.slots_at = now, -math.inf
+        elif idle_s > TELL_S and not self.has_told:
+            logger.warning("no worker; waiting for one for %.0f s", self.policy.no_workers_s)
+            self.has_told = True
         return self.slots
 
     def _collect(self, future: Future) -> Outcome:

@@ -7,6 +7,7 @@ import pytest
 from pixelmill.flows import submit
 from pixelmill.flows.pool import InlinePool, Outcome
 from pixelmill.flows.submit import NoWorkersError, RetryPolicy, run_shards
+from pixelmill.tasks.transient import is_transient
 
 FAST = RetryPolicy(backoff_s=0.0)
 
@@ -156,6 +157,19 @@ def test_no_workers_and_no_healing_is_an_error_that_says_what_to_do(monkeypatch)
     monkeypatch.setattr(pool, "heal", lambda: False)
     with pytest.raises(NoWorkersError, match="start workers and run the same command again"):
         run(pool, range(3), policy=RetryPolicy(no_workers_s=-1))
+
+
+def test_waiting_for_workers_is_told_once(monkeypatch, caplog):
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(submit.time, "monotonic", lambda: float(next(clock)))
+    pool = ScriptedPool(slots=0)
+    monkeypatch.setattr(pool, "heal", lambda: False)
+    with pytest.raises(NoWorkersError) as raised:
+        run(pool, range(3), policy=RetryPolicy(no_workers_s=60))
+    assert [record.getMessage() for record in caplog.records] == [
+        "no worker; waiting for one for 60 s"
+    ]
+    assert not is_transient(raised.value), "the stage would wait again"
 
 
 def test_inline_pool_scores_in_order_and_reports_errors():
