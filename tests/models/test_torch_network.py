@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.interface import ClassOutput
@@ -16,7 +17,7 @@ ARGUMENTS = {
 
 
 def tensors_of(outputs) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(leaf)]
+    return [leaf for leaf in tree_leaves(outputs) if torch.is_tensor(leaf)]
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -48,7 +48,9 @@ def test_the_gpu_finds_what_the_cpu_finds(tmp_path, make_run, model):
     image_ids = sorted(stores["cpu"].images().image_id)
     assert sorted(stores["cuda"].images().image_id) == image_ids
     if model.task == "instance_segmentation":
-        share = np.mean([same_objects(*stores.values(), image_id) for image_id in image_ids])
+        share = np.mean(
+            [same_objects(stores["cpu"], stores["cuda"], image_id) for image_id in image_ids]
+        )
     elif model.task == "semantic_segmentation":
         cpu, cuda = (
             np.concatenate([store.semantic_mask(image_id).ravel() for image_id in image_ids])
