@@ -103,7 +103,7 @@ def _run_loop(paths: list[Path], specs: list[ModelSpec], modules: list[nn.Module
     predictions = []
     for path in paths:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.array(image.convert("RGB"))
         size = (pixels.shape[0], pixels.shape[1])
         for spec, module in zip(specs, modules, strict=True):
             placement = place_whole(size, spec.preprocess)
