@@ -7,6 +7,9 @@ from pixelmill.flows.signals import sigint_masked
 
 __all__ = ["start_server"]
 
+# By the server's process id, for ever: a pipe that is closed earlier stops the server.
+_watchers: dict[int, "subprocess.Popen[bytes]"] = {}
+
 
 def start_server() -> None:
     """Start Prefect's embedded server, unless PREFECT_API_URL names one that runs.
@@ -22,8 +25,8 @@ def start_server() -> None:
     with sigint_masked():
         get_client(sync_client=True)
         server = SubprocessASGIServer().server_process
-        if server is not None:
-            subprocess.Popen(
+        if server is not None and server.pid not in _watchers:
+            _watchers[server.pid] = subprocess.Popen(
                 ["/bin/sh", "-c", "read _; kill $0 2>/dev/null", str(server.pid)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

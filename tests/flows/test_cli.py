@@ -8,7 +8,7 @@ import torch
 
 from pixelmill.configs.load import TRAIN_PRESETS, list_presets, load_config
 from pixelmill.flows import cli
-from pixelmill.flows.job import last_run
+from pixelmill.flows.evaluation import find_last_run
 from pixelmill.models import build
 from pixelmill.tasks.store import Store, publish
 
@@ -17,6 +17,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as raised:
         cli.main(list(arguments))
     out, err = capsys.readouterr()
+    assert isinstance(raised.value.code, int)
     return raised.value.code, out, err
 
 
@@ -133,13 +134,15 @@ def test_report_is_written_where_it_is_wanted_or_into_the_store(capsys, scored, 
     assert (tmp_path / "a.html").read_text().startswith("<!")
     code, out, _ = run(capsys, "report", scored.root)
     assert code == 0
-    expected = Path(scored.root) / "reports" / last_run(scored, None).collection / "report.html"
+    expected = (
+        Path(scored.root) / "reports" / find_last_run(scored, None).collection / "report.html"
+    )
     assert out == f"{expected}\n"
     assert expected.exists()
 
 
 def test_a_collection_that_is_not_there_is_told_with_those_that_are(capsys, scored):
-    known = last_run(scored, None).collection
+    known = find_last_run(scored, None).collection
     for command in ("report", "evaluate"):
         code, _, err = run(capsys, command, scored.root, "--collection", "birds")
         assert code == 2
@@ -149,7 +152,7 @@ def test_a_collection_that_is_not_there_is_told_with_those_that_are(capsys, scor
 def test_another_folder_of_the_same_name_is_wrong_usage(
     capsys, scored, copy_scenes, tiny_config, tmp_path
 ):
-    source = Path(last_run(scored, None).source)
+    source = Path(find_last_run(scored, None).source)
     namesake = copy_scenes(tmp_path / source.parent.name / source.name, 1)
     options = (str(namesake), "--config", str(tiny_config), "--out", scored.root)
     code, _, err = run(capsys, "plan", *options)

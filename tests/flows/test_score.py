@@ -1,25 +1,24 @@
 """The flow in this process, with Prefect's own test server."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from pixelmill.configs.load import load_config
 from pixelmill.flows.backfill import BackfillParams, backfill_flow
+from pixelmill.flows.cli import main
 from pixelmill.flows.evaluation import EvaluateParams, evaluate_flow
 from pixelmill.flows.job import ScoreParams, prepare_job, preview_plan
 from pixelmill.flows.score import score_flow
 from pixelmill.tasks.store import Store
 
-pytestmark = [
-    pytest.mark.slow,
-    # left open by Prefect's server and client when a run ends
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +36,10 @@ def inline(tiny_config):
 
 @pytest.fixture
 def images(scenes, tmp_path) -> Path:
-    """Twelve of the scenes with their truth, in a folder that a test may change."""
+    """Six of the scenes with their truth, in a folder that a test may change."""
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
-    for path in sorted((scenes / "images").iterdir())[:12]:
+    for path in sorted((scenes / "images").iterdir())[:6]:
         shutil.copy2(path, folder / "images")
     shutil.copy2(scenes / "instances.json", folder)
     return folder / "images"
@@ -51,7 +50,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def run(flow, params):
+def run(flow, params) -> tuple[Any, Any]:
     state = flow(params, return_state=True)
     return state, state.result(raise_on_failure=False)
 
@@ -61,17 +60,17 @@ def test_a_folder_is_scored_evaluated_and_reported_and_the_second_run_changes_no
 ):
     params = ScoreParams(source=str(images), store=str(tmp_path / "store"), config=inline)
     state, report = run(score_flow, params)
-    assert (state.name, state.message) == ("Completed", "12 of 12 images scored")
-    assert set(report.scoring.num_scored.values()) == {12}
+    assert (state.name, state.message) == ("Completed", "6 of 6 images scored")
+    assert set(report.scoring.num_scored.values()) == {6}
     assert report.collection == "set-images"
     assert report.report.read_text().startswith("<!")
     assert (report.report.parent / "metrics.json").exists()
     store = Store(tmp_path / "store")
-    assert len(store.images()) == 24
+    assert len(store.images()) == 12
 
     before = digests(tmp_path / "store")
     state, report = run(score_flow, params)
-    assert state.message == "0 of 12 images scored"
+    assert state.message == "0 of 6 images scored"
     assert report.run_id is None
     assert digests(tmp_path / "store") == before
 
@@ -81,12 +80,12 @@ def test_added_images_are_scored_and_no_others(server, inline, images, scenes, t
         source=str(images), store=str(tmp_path / "store"), config=inline, report=False
     )
     run(score_flow, params)
-    for path in sorted((scenes / "images").iterdir())[12:17]:
+    for path in sorted((scenes / "images").iterdir())[6:]:
         shutil.copy2(path, images)
     _, report = run(score_flow, params)
-    assert report.num_planned == 5
-    assert set(report.scoring.num_scored.values()) == {5}
-    assert len(Store(tmp_path / "store").images()) == 34
+    assert report.num_planned == 2
+    assert set(report.scoring.num_scored.values()) == {2}
+    assert len(Store(tmp_path / "store").images()) == 16
 
 
 def test_a_broken_image_is_quarantined_and_the_rest_is_scored(server, inline, images, tmp_path):
@@ -100,7 +99,9 @@ def test_a_broken_image_is_quarantined_and_the_rest_is_scored(server, inline, im
     assert (state.name, report.num_quarantined, report.num_planned) == ("Completed", 1, 0)
 
 
-def test_evaluate_uses_the_truth_of_the_run(server, inline, images, tmp_path):
+def test_evaluate_uses_the_truth_of_the_run_and_compares_a_subset_if_asked(
+    server, inline, images, tmp_path, capsys, monkeypatch
+):
     params = ScoreParams(
         source=str(images), store=str(tmp_path / "store"), config=inline, evaluate=False
     )
@@ -109,6 +110,20 @@ def test_evaluate_uses_the_truth_of_the_run(server, inline, images, tmp_path):
     assert state.is_completed()
     assert [model.kind for model in found.evaluation.models] == ["boxes"]
     assert (found.folder / "metrics.parquet").exists()
+
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    subset = tmp_path / "held-out.txt"
+    subset.write_text("".join(f"{path.name}\n" for path in sorted(images.iterdir())[:2]))
+    for options in ((), ("--instances", str(images.parent / "instances.json"))):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", str(tmp_path / "store"), "--subset", str(subset), *options])
+        assert ended.value.code == 0
+        told = capsys.readouterr().out
+        assert "AP50 = mAP at IoU 0.5" in told
+        assert f"metrics {found.folder}" in told
+        metrics = json.loads((found.folder / "metrics.json").read_text())
+        assert metrics["truth"]["subset"] == str(subset)
+        assert metrics["models"][0]["num_images"] == 2
 
 
 def test_backfill_goes_on_where_it_stopped(server, inline, images, tmp_path):
@@ -135,5 +150,5 @@ def test_backfill_goes_on_where_it_stopped(server, inline, images, tmp_path):
 def test_a_plan_needs_no_store_and_makes_none(inline, images, tmp_path):
     params = ScoreParams(source=str(images), store=str(tmp_path / "store"), config=inline)
     plan = preview_plan(params.store, prepare_job(params))
-    assert plan.num_planned == 12
+    assert plan.num_planned == 6
     assert not (tmp_path / "store").exists()
