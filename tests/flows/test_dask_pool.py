@@ -11,7 +11,7 @@ from pixelmill.flows import dask_pool
 from pixelmill.flows.environment import THREAD_VARIABLES
 from pixelmill.flows.submit import run_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
