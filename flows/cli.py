@@ -458,15 +458,23 @@ def models_list() -> ExitCode:
 
 @models_app.command(name="fetch")
 def models_fetch(
-    config: Annotated[str, Parameter(help="A preset's name, or a YAML file.")] = "coco", /
+    what: Annotated[
+        str, Parameter(help="A preset's name, a YAML file, or torchvision/BUILDER.")
+    ] = "coco",
+    /,
 ) -> ExitCode:
-    """Download the weights of a configuration, for machines without a network.
+    """Download weights, for machines without a network.
 
     Example: pixelmill models fetch coco
     """
+    if what.startswith("torchvision/"):
+        from pixelmill.models import torchvision_zoo
+
+        print(torchvision_zoo.download_weights(what, "DEFAULT"))
+        return ExitCode.COMPLETE
     from pixelmill.flows.job import resolve_models
 
-    for spec in resolve_models(load_config(config)):
+    for spec in resolve_models(load_config(what)):
         print(f"{spec.key:40} {spec.weights_path}")
     return ExitCode.COMPLETE
 

@@ -63,6 +63,7 @@ def test_every_command_has_an_example(capsys, command):
         (("score", ".", "--preset", "demo", "--labels", "no.csv"), "not there: --labels"),
         (("score", ".", "--preset", "demo", "--subset", "no.txt"), "not there: --subset"),
         (("models", "fetch"), "no network"),
+        (("models", "fetch", "torchvision/ssd300_vgg16"), "no network"),
         (("report", "nowhere"), "no Pixelmill store"),
         (("publish", "nowhere"), "no Pixelmill store"),
         (("plan", "nowhere", "--preset", "bccd"), "no folder"),
