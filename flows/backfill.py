@@ -9,11 +9,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
-from pixelmill.flows.job import Job, ScoreParams, read_known
-from pixelmill.flows.score import Scoring, prepare_task, score_listing
+from pixelmill.flows.job import Job, ScoreParams, plan_job, read_known
+from pixelmill.flows.score import Scoring, prepare_task, publish_task, score_listing
 from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.partition import UNDATED, By, partition_listing
-from pixelmill.tasks.plan import Plan, plan_run
+from pixelmill.tasks.plan import Plan
 from pixelmill.tasks.store import Store
 
 __all__ = ["BackfillParams", "BackfillReport", "PartStatus", "backfill", "backfill_flow"]
@@ -66,6 +66,7 @@ def backfill(params: BackfillParams) -> State[BackfillReport]:
     """
     job = prepare_task(params.score)
     store = Store(params.score.store, create=True)
+    publish_task(store)
     listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
     parts = _select(partition_listing(listing, params.by), params)
     report = BackfillReport(tuple(_status(store, job, key, parts[key]) for key in parts), {})
@@ -115,16 +116,7 @@ def _select(parts: dict[str, Listing], params: BackfillParams) -> dict[str, List
 
 
 def _status(store: Store, job: Job, part: str, listing: Listing) -> PartStatus:
-    plan = plan_run(
-        store,
-        listing,
-        job.specs,
-        job.config,
-        collection=job.collection,
-        source=job.source,
-        date=job.date,
-        reprocess=job.reprocess,
-    )
+    plan = plan_job(store, job, listing)
     return PartStatus(
         part, _name_status(plan), plan.num_listed, plan.num_planned, plan.num_quarantined
     )

@@ -15,10 +15,10 @@ from pixelmill.configs.schema import EvaluationConfig, RunConfig
 from pixelmill.flows.pool import count_cores, count_gpus, count_workers
 from pixelmill.models.build import resolve_model
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
+from pixelmill.tasks.ingest import KNOWN_COLUMNS, Listing, ingest
 from pixelmill.tasks.plan import Plan, Reprocess, plan_run
 from pixelmill.tasks.sources import collection_name
-from pixelmill.tasks.store import RunRecord, Store
+from pixelmill.tasks.store import RunRecord, Store, publish
 
 __all__ = [
     "DEFAULT_STORE",
@@ -28,6 +28,7 @@ __all__ = [
     "default_collection",
     "find_truth",
     "last_run",
+    "plan_job",
     "prepare_job",
     "preview_plan",
     "read_known",
@@ -232,7 +233,13 @@ def preview_plan(root: str, job: Job) -> Plan:
         store = Store(root)
     except FileNotFoundError:
         store = Store(f"memory://preview-{uuid.uuid4().hex}", create=True)
+    publish(store)
     listing = ingest(job.source, job.config.ingest, read_known(store, job.collection))
+    return plan_job(store, job, listing)
+
+
+def plan_job(store: Store, job: Job, listing: Listing) -> Plan:
+    """What a job's models lack of a listing."""
     return plan_run(
         store,
         listing,

@@ -20,7 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from pixelmill.configs.schema import ComputeConfig
-from pixelmill.flows.job import Job, ScoreParams, prepare_job, read_known, results_folder
+from pixelmill.flows.job import Job, ScoreParams, plan_job, prepare_job, read_known, results_folder
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.progress import collected_logs, show_progress
 from pixelmill.flows.stopping import StopFlag
@@ -30,7 +30,7 @@ from pixelmill.tasks.engine.score import ShardOutcome
 from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
 from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.metrics.results import Evaluation
-from pixelmill.tasks.plan import Plan, plan_task, save_plan
+from pixelmill.tasks.plan import Plan, save_plan
 from pixelmill.tasks.report import build_report, summarise_run, summary_markdown
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import RunRecord, Store, publish
@@ -42,6 +42,7 @@ __all__ = [
     "evaluate_job",
     "final_state",
     "prepare_task",
+    "publish_task",
     "report_job",
     "report_task",
     "score",
@@ -191,6 +192,7 @@ def score_shards(
 
 
 prepare_task = stage("prepare")(prepare_job)
+plan_task = stage("plan")(plan_job)
 score_task = stage("score")(score_shards)
 publish_task = stage("publish")(publish)
 report_task = stage("report")(build_report)
@@ -210,6 +212,7 @@ def score(params: ScoreParams) -> State[RunReport]:
     """
     job = prepare_task(params)
     store = Store(params.store, create=True)
+    publish_task(store)  # what a killed run had finished is known from here on
     listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
     plan, scoring = score_listing(store, job, listing)
     evaluation = report = None
@@ -237,17 +240,7 @@ score_flow = flow(name="score", flow_run_name="score-{params.source}", persist_r
 
 def score_listing(store: Store, job: Job, listing: Listing) -> tuple[Plan, Scoring]:
     """Plan what a listing lacks, score it and publish it."""
-    plan = plan_task(
-        store,
-        listing,
-        job.specs,
-        job.config,
-        collection=job.collection,
-        source=job.source,
-        date=job.date,
-        reprocess=job.reprocess,
-        num_workers=job.num_workers,
-    )
+    plan = plan_task(store, job, listing)
     if plan.record is None:
         return plan, Scoring()
     record = save_plan(store, plan)

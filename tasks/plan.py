@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from pixelmill.configs.schema import PreprocessConfig, RunConfig, ShardConfig
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.ingest import Listing, input_keys
-from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import PLAN, RunRecord, Store, new_run_id, publish
 
-__all__ = ["Plan", "Reprocess", "cut_shards", "plan_run", "plan_task", "save_plan"]
+__all__ = ["Plan", "Reprocess", "cut_shards", "plan_run", "save_plan"]
 
 Reprocess = Literal["missing", "failed", "all"]
 
@@ -363,6 +362,3 @@ def cut_shards(pixels: NDArray[np.int64], max_images: int, max_pixels: int) -> N
         shards[start:end] = shard
         start, shard, before = end, shard + 1, int(ends[end - 1])
     return shards
-
-
-plan_task = stage("plan")(plan_run)
