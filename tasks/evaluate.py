@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -50,6 +50,7 @@ from pixelmill.tasks.truth import (
     load_semantic,
     match_images,
     read_label_map,
+    without_suffix,
 )
 
 __all__ = ["evaluate", "evaluate_task", "save_evaluation"]
@@ -215,13 +216,13 @@ def _restrict(truth: _Truth, subset: Path) -> _Truth:
     if not subset.exists():
         raise FileNotFoundError(f"subset {subset} is not there; correct it, or leave it out")
     lines = subset.read_text(encoding="utf-8").splitlines()
-    wanted = {_without_suffix(line.strip()) for line in lines if line.strip()}
-    known = {_without_suffix(name) for name in truth.names()}
+    wanted = {without_suffix(line.strip()) for line in lines if line.strip()}
+    known = {without_suffix(name) for name in truth.names()}
     if absent := sorted(wanted - known):
         raise ValueError(f"{subset} names {len(absent)} images without truth, first {absent[0]!r}")
 
     def keep(name: str) -> bool:
-        return _without_suffix(name) in wanted
+        return without_suffix(name) in wanted
 
     instances, captions = truth.instances, truth.captions
     if instances is not None:
@@ -241,10 +242,6 @@ def _restrict(truth: _Truth, subset: Path) -> _Truth:
         labels = LabelTruth({name: each for name, each in labels.labels.items() if keep(name)})
     sources = {**truth.sources, "subset": str(subset)}
     return _Truth(instances, semantic, captions, labels, sources)
-
-
-def _without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _read_collection(store: Store, name: str) -> _Collection:

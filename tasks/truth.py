@@ -29,6 +29,7 @@ __all__ = [
     "load_semantic",
     "match_images",
     "read_label_map",
+    "without_suffix",
 ]
 
 # Any: the stubs that some type checkers bring know only a part of what it takes.
@@ -93,7 +94,9 @@ def match_images(
         ignore_suffix: names have no suffix, as those of label maps.
     """
     named = sorted(set(names))
-    keys = {path: _stem(path) if ignore_suffix else path for path in sorted(set(catalog_paths))}
+    keys = {
+        path: without_suffix(path) if ignore_suffix else path for path in sorted(set(catalog_paths))
+    }
     by_key = _unique((key, path) for path, key in keys.items())
     by_base = _unique((PurePosixPath(key).name, path) for path, key in keys.items())
     # Two truth names with one base name cannot both mean the image of that base name.
@@ -107,7 +110,8 @@ def match_images(
     return Matches(paths=paths, missing=tuple(name for name in named if name not in paths))
 
 
-def _stem(path: str) -> str:
+def without_suffix(path: str) -> str:
+    """The path less its file's ending: how label maps are named, and subsets may be."""
     return str(PurePosixPath(path).with_suffix(""))
 
 
@@ -374,7 +378,8 @@ def load_semantic(folder: Path) -> SemanticTruth:
     if not folder.is_dir():
         raise ValueError(f"{folder}: not a folder; label maps are PNG files named like the images")
     maps = {
-        _stem(file.relative_to(folder).as_posix()): file for file in sorted(folder.rglob("*.png"))
+        without_suffix(file.relative_to(folder).as_posix()): file
+        for file in sorted(folder.rglob("*.png"))
     }
     if not maps:
         raise ValueError(f"{folder}: no *.png; label maps are PNG files named like the images")

@@ -56,11 +56,6 @@ class Header:
     height: int
     orientation: int = 1
 
-    @property
-    def num_pixels(self) -> int:
-        """Width times height."""
-        return self.width * self.height
-
 
 def read_header(data: bytes) -> Header:
     """Format, displayed size and orientation of an encoded image.

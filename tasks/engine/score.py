@@ -359,20 +359,13 @@ class _ShardScorer:
             except Exception as err:
                 error = err
         if error is not None:
-            self._writer.add_failure(
-                FailureRow(
-                    collection=self._collection,
-                    path=work.image.path,
-                    source_uri=work.image.source_uri,
-                    stage=stage,
-                    reason=type(error).__name__,
-                    message=str(error),
-                    retryable=is_out_of_memory(error),
-                    size_bytes=work.image.size_bytes,
-                    modified=work.image.modified,
-                    image_id=work.image.image_id,
-                    model_key=spec.key,
-                )
+            self._fail(
+                work.image,
+                stage,
+                type(error).__name__,
+                str(error),
+                model_key=spec.key,
+                retryable=is_out_of_memory(error),
             )
 
     def _catalogue(self, row: _Row, image_id: str, width: int | None, height: int | None) -> None:
@@ -395,12 +388,13 @@ class _ShardScorer:
 
     def _fail(
         self,
-        row: _Row,
+        row: _Row | ImageRow,
         stage: str,
         reason: str,
         message: str,
         *,
         image_id: str | None = None,
+        model_key: str | None = None,
         retryable: bool = False,
     ) -> None:
         self._writer.add_failure(
@@ -415,6 +409,7 @@ class _ShardScorer:
                 size_bytes=row.size_bytes,
                 modified=row.modified,
                 image_id=image_id or row.image_id,
+                model_key=model_key,
             )
         )
 
