@@ -52,7 +52,7 @@ def violations(root, fakes):
             for image_id, number in ranks.items()
             if number != fakes.num_detections(image_id)
         ]
-    if Path(f"{root}/images").exists():
+    if any(Path(root, "images").rglob("*.parquet")):  # a part's folder is there before the part
         images = pd.read_parquet(f"{root}/images", columns=["image_id", "model"])
         found += [("pandas", "doubled image", i) for i in images[images.duplicated()].image_id]
     return found
@@ -62,18 +62,18 @@ def violations(root, fakes):
 def test_sigkill_at_any_moment_loses_and_doubles_nothing(prepared, fakes):
     store, contents = prepared
     worker = Path(__file__).with_name("chaos_worker.py")
-    process = subprocess.Popen(
+    probes, wrong = 0, []
+    with subprocess.Popen(
         [sys.executable, str(worker), store.root, str(SECONDS), "1"],
         stdout=subprocess.PIPE,
         text=True,
-    )
-    probes, wrong = 0, []
-    while process.poll() is None:
-        if Path(store.root, "detections").exists():
-            wrong += violations(store.root, fakes)
-            probes += 1
-        time.sleep(0.05)  # the workers need the processor too
-    output = process.communicate()[0].split("\n")
+    ) as process:
+        while process.poll() is None:
+            if any(Path(store.root, "detections").rglob("*.parquet")):
+                wrong += violations(store.root, fakes)
+                probes += 1
+            time.sleep(0.05)  # the workers need the processor too
+        output = process.communicate()[0].split("\n")
     assert process.returncode == 0
     assert [line for line in output if line.startswith("ERROR")] == []
     kills = int(output[-2])
