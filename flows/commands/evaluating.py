@@ -1,0 +1,84 @@
+"""evaluate, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pixelmill.configs.schema import EvaluationConfig
+from pixelmill.flows.commands.options import (
+    Captions,
+    Collection,
+    Instances,
+    Labels,
+    Semantic,
+    StoreRoot,
+    Subset,
+    merge_truth,
+)
+from pixelmill.flows.commands.running import ExitCode, console, exit_code, run_flow
+
+__all__ = ["evaluate", "report"]
+
+
+def evaluate(
+    store: StoreRoot = "pixelmill-store",
+    /,
+    *,
+    collection: Collection = None,
+    model: Annotated[
+        tuple[str, ...], Parameter(help="Model key or name; else all.", negative=())
+    ] = (),
+    instances: Instances = None,
+    semantic: Semantic = None,
+    captions: Captions = None,
+    labels: Labels = None,
+    subset: Subset = None,
+) -> ExitCode:
+    """Compare predictions with truth; write metrics and report.
+
+    Example: pixelmill evaluate results --instances annotations/instances.json
+
+    Without truth, that of the run's configuration is used.
+    """
+    given = {"instances": instances, "semantic": semantic, "captions": captions, "labels": labels}
+    truth = merge_truth(EvaluationConfig(), **given) if any(given.values()) else None
+    chosen = merge_truth(EvaluationConfig(), subset=subset).subset
+    from pixelmill.flows.evaluation import EvaluateParams, evaluate_flow, find_last_run
+    from pixelmill.flows.printing import print_evaluation
+    from pixelmill.tasks.store import Store
+
+    find_last_run(Store(store), collection)
+    params = EvaluateParams(
+        store=store, collection=collection, models=model, truth=truth, subset=chosen
+    )
+    state, found = run_flow(evaluate_flow, params)
+    if found is not None:
+        terminal = console()
+        print_evaluation(terminal, found.evaluation)
+        terminal.print(f"metrics {found.folder}", highlight=False, soft_wrap=True)
+        terminal.print(f"report  {found.report}", highlight=False, soft_wrap=True)
+    return exit_code(state)
+
+
+def report(
+    store: StoreRoot = "pixelmill-store",
+    /,
+    *,
+    collection: Collection = None,
+    to: Annotated[Path | None, Parameter(help="The HTML file; else in the store.")] = None,
+) -> ExitCode:
+    """Write the HTML report of a collection, without comparing with truth.
+
+    Example: pixelmill report results --to report.html
+    """
+    from pixelmill.flows.evaluation import find_last_run
+    from pixelmill.flows.job import results_folder
+    from pixelmill.tasks.report import build_report
+    from pixelmill.tasks.store import Store
+
+    opened = Store(store)
+    run = find_last_run(opened, collection)
+    path = to or results_folder(opened, run.collection) / "report.html"
+    print(build_report(opened, None, path, collection=run.collection, run_id=run.run_id))
+    return ExitCode.COMPLETE

@@ -1,0 +1,177 @@
+"""Options that several commands share, and what they make of them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from pixelmill.configs.load import load_config
+from pixelmill.configs.schema import EvaluationConfig, RunConfig
+
+__all__ = [
+    "TRUTH",
+    "WHAT",
+    "WHERE",
+    "Captions",
+    "Cluster",
+    "Collection",
+    "ConfigFile",
+    "Date",
+    "Folder",
+    "Instances",
+    "Labels",
+    "Out",
+    "Preset",
+    "Reprocess",
+    "Scheduler",
+    "Semantic",
+    "StoreRoot",
+    "Subset",
+    "UsageError",
+    "Weights",
+    "choose_config",
+    "merge_truth",
+    "on_cluster",
+]
+
+WHAT = Group("What is scored, and by what")
+WHERE = Group("Where")
+TRUTH = Group("Truth to compare with")
+
+Folder = Annotated[
+    str | None, Parameter(help="Folder or URL (s3://, gs://, az://) of images.", group=WHAT)
+]
+Preset = Annotated[
+    str | None, Parameter(help="Name of a configuration: `pixelmill config list`.", group=WHAT)
+]
+ConfigFile = Annotated[
+    Path | None, Parameter(help="A configuration of your own, YAML.", group=WHAT)
+]
+Weights = Annotated[
+    tuple[str, ...],
+    Parameter(
+        help="NAME=FILE: other weights for the configuration's model NAME. A FILE alone, written "
+        "by `pixelmill train`: score with that model.",
+        group=WHAT,
+        negative=(),
+        consume_multiple=False,
+    ),
+]
+Reprocess = Annotated[
+    Literal["missing", "failed", "all"],
+    Parameter(help="failed: also what failed for good; all: everything.", group=WHAT),
+]
+Out = Annotated[str, Parameter(name=("--out", "-o"), help="The store: folder or URL.", group=WHERE)]
+Collection = Annotated[
+    str | None, Parameter(help="Name of the images in the store; else the folder's.", group=WHERE)
+]
+Date = Annotated[
+    str | None, Parameter(help="Logical date of the batch, YYYY-MM-DD; else today.", group=WHERE)
+]
+Cluster = Annotated[
+    str | None, Parameter(help="auto, inline, local, local:<n> or cuda.", group=WHERE)
+]
+Scheduler = Annotated[
+    str | None, Parameter(help="A running Dask scheduler, tcp://host:port.", group=WHERE)
+]
+Instances = Annotated[Path | None, Parameter(help="COCO JSON with boxes and masks.", group=TRUTH)]
+Semantic = Annotated[
+    Path | None, Parameter(help="Folder of PNG label maps named like the images.", group=TRUTH)
+]
+Captions = Annotated[Path | None, Parameter(help="COCO captions JSON.", group=TRUTH)]
+Labels = Annotated[
+    Path | None, Parameter(help="CSV with the columns file_name and label.", group=TRUTH)
+]
+Subset = Annotated[
+    Path | None, Parameter(help="Text file of the images to compare, one a line.", group=TRUTH)
+]
+StoreRoot = Annotated[str, Parameter(help="Folder or URL of the store.")]
+
+
+class UsageError(Exception):
+    """Something is wrong with the command; told in one line."""
+
+
+def choose_config(
+    folder: str | None, preset: str | None, config: Path | None, weights: tuple[str, ...]
+) -> RunConfig:
+    """The configuration that the options name, or the default one."""
+    if preset is not None and config is not None:
+        raise UsageError("--preset and --config exclude each other")
+    if preset is not None or config is not None:
+        return _with_weights(load_config(str(config or preset)), weights)
+    if weights and not any("=" in each for each in weights):
+        return _config_of_weights(weights)
+    if folder is None:
+        raise UsageError("name a folder to score, or a --preset that has images of its own")
+    chosen = _with_weights(load_config("coco"), weights)
+    from pixelmill.flows.job import resolve_models
+
+    try:
+        resolve_models(chosen)
+    except OSError as err:
+        raise UsageError(
+            "the weights of the default preset `coco` are not here and cannot be fetched; use "
+            "--preset demo, name your own by --weights or --config, or run `pixelmill models "
+            f"fetch coco` on a connected machine ({_first_line(err)})"
+        ) from err
+    return chosen
+
+
+def _with_weights(config: RunConfig, weights: tuple[str, ...]) -> RunConfig:
+    """The configuration with other weights files for some of its models."""
+    models = {model.name: model for model in config.models}
+    for each in weights:
+        name, separator, path = each.partition("=")
+        if not separator:
+            name, path = next(iter(models)) if len(models) == 1 else "", each
+        if name not in models:
+            raise UsageError(
+                f"--weights must be NAME=FILE with NAME one of {', '.join(models)}, got {each!r}"
+            )
+        models[name] = models[name].model_copy(update={"weights": str(Path(path).resolve())})
+    return config.model_copy(update={"models": tuple(models.values())})
+
+
+def _config_of_weights(weights: tuple[str, ...]) -> RunConfig:
+    """A configuration of checkpoints of ours, which say themselves what they are."""
+    from pixelmill.models.checkpoint import read_metadata
+
+    models = []
+    for each in weights:
+        path = Path(each).expanduser().resolve()
+        if path.suffix != ".safetensors":
+            raise UsageError(
+                f"{each} does not say what network it belongs to: describe it in a --config, or "
+                "replace a preset's weights by --preset NAME --weights MODEL=FILE"
+            )
+        meta = read_metadata(path)
+        models.append({"name": meta.name, "task": meta.task, "weights": str(path)})
+    return RunConfig.model_validate({"name": "weights", "models": models})
+
+
+def merge_truth(config: EvaluationConfig, **given: Path | None) -> EvaluationConfig:
+    """Truth named on the command line goes before the configuration's."""
+    named = {kind: path.expanduser().resolve() for kind, path in given.items() if path is not None}
+    absent = [f"--{kind} {path}" for kind, path in named.items() if not path.exists()]
+    if absent:
+        raise UsageError(f"not there: {', '.join(absent)}")
+    return config.model_copy(update={kind: str(path) for kind, path in named.items()})
+
+
+def on_cluster(config: RunConfig, cluster: str | None, scheduler: str | None) -> RunConfig:
+    """The configuration, on the cluster that the options name."""
+    if cluster is not None and scheduler is not None:
+        raise UsageError("--cluster and --scheduler exclude each other")
+    chosen = scheduler or cluster
+    if chosen is None:
+        return config
+    from pixelmill.flows.pool import choose_cluster
+
+    choose_cluster(chosen, num_shards=1)
+    compute = config.compute.model_copy(update={"cluster": chosen})
+    return config.model_copy(update={"compute": compute})
+
+
+def _first_line(err: BaseException) -> str:
+    return str(err).partition("\n")[0]

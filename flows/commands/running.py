@@ -1,0 +1,60 @@
+"""Running a flow from the command line, and the exit code that tells how it went."""
+
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+    from rich.console import Console
+
+__all__ = ["ExitCode", "console", "exit_code", "run_flow"]
+
+
+class ExitCode(IntEnum):
+    """What a scheduler is told."""
+
+    COMPLETE = 0
+    FAILED = 1
+    USAGE = 2
+    QUARANTINE = 3
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+def run_flow(flow: Callable[..., Any], params: object) -> "tuple[State[Any], Any]":
+    """Run a flow here, with an embedded server unless PREFECT_API_URL names one.
+
+    Returns:
+        Its final state, and what it returned; None if it failed.
+    """
+    from pixelmill.flows.server import start_server
+
+    start_server()
+    state = flow(params, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        print(f"pixelmill: {type(result).__name__}: {result}", file=sys.stderr)
+        return state, None
+    if not state.is_completed():
+        print(f"pixelmill: {state.message}", file=sys.stderr)
+    return state, result
+
+
+def exit_code(state: "State[Any]") -> ExitCode:
+    """What a flow's final state means to a scheduler."""
+    if state.is_cancelled():
+        by_sigterm = "SIGTERM" in (state.message or "")
+        return ExitCode.TERMINATED if by_sigterm else ExitCode.INTERRUPTED
+    if not state.is_completed():
+        return ExitCode.FAILED
+    quarantined = state.name == "CompletedWithQuarantine"
+    return ExitCode.QUARANTINE if quarantined else ExitCode.COMPLETE
+
+
+def console() -> "Console":
+    """The terminal; as wide as it is."""
+    from rich.console import Console
+
+    return Console()

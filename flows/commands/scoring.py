@@ -1,0 +1,221 @@
+"""score, plan, backfill, demo."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from pixelmill.configs.load import load_config
+from pixelmill.flows.commands.options import (
+    WHAT,
+    WHERE,
+    Captions,
+    Cluster,
+    Collection,
+    ConfigFile,
+    Date,
+    Folder,
+    Instances,
+    Labels,
+    Out,
+    Preset,
+    Reprocess,
+    Scheduler,
+    Semantic,
+    Subset,
+    UsageError,
+    Weights,
+    choose_config,
+    merge_truth,
+    on_cluster,
+)
+from pixelmill.flows.commands.running import ExitCode, console, exit_code, run_flow
+
+if TYPE_CHECKING:
+    from pixelmill.flows.job import ScoreParams
+
+__all__ = ["backfill", "demo", "plan", "score"]
+
+
+def score(
+    folder: Folder = None,
+    /,
+    *,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    weights: Weights = (),
+    reprocess: Reprocess = "missing",
+    out: Out = "pixelmill-store",
+    collection: Collection = None,
+    date: Date = None,
+    cluster: Cluster = None,
+    scheduler: Scheduler = None,
+    instances: Instances = None,
+    semantic: Semantic = None,
+    captions: Captions = None,
+    labels: Labels = None,
+    subset: Subset = None,
+    no_report: Annotated[bool, Parameter(help="Score only.", negative=(), group=WHERE)] = False,
+) -> ExitCode:
+    """Score what is missing of a folder of images.
+
+    Example: pixelmill score photos --preset demo --out results
+
+    Without a preset or configuration, COCO and ImageNet models of
+    torchvision are used; their weights are downloaded once.
+    """
+    chosen = choose_config(folder, preset, config, weights)
+    truth = merge_truth(
+        chosen.evaluation,
+        instances=instances,
+        semantic=semantic,
+        captions=captions,
+        labels=labels,
+        subset=subset,
+    )
+    chosen = on_cluster(chosen.model_copy(update={"evaluation": truth}), cluster, scheduler)
+    params = score_params(
+        source=folder,
+        store=out,
+        config=chosen,
+        collection=collection,
+        date=date,
+        reprocess=reprocess,
+        report=not no_report,
+    )
+    from pixelmill.flows.printing import print_run
+    from pixelmill.flows.score import score_flow
+
+    state, run = run_flow(score_flow, params)
+    if run is not None and not state.is_cancelled():
+        print_run(console(), run)
+    return exit_code(state)
+
+
+def plan(
+    folder: Folder = None,
+    /,
+    *,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    weights: Weights = (),
+    reprocess: Reprocess = "missing",
+    out: Out = "pixelmill-store",
+    collection: Collection = None,
+    cluster: Cluster = None,
+    scheduler: Scheduler = None,
+) -> ExitCode:
+    """Say what `score` would do: images, bytes, shards, time.
+
+    Example: pixelmill plan photos --preset demo --out results
+    """
+    chosen = on_cluster(choose_config(folder, preset, config, weights), cluster, scheduler)
+    params = score_params(
+        source=folder, store=out, config=chosen, collection=collection, reprocess=reprocess
+    )
+    from pixelmill.flows.job import prepare_job, preview_plan
+    from pixelmill.flows.printing import print_plan
+
+    job = prepare_job(params)
+    print_plan(console(), preview_plan(params.store, job), job.collection)
+    return ExitCode.COMPLETE
+
+
+def backfill(
+    folder: Folder = None,
+    /,
+    *,
+    by: Annotated[
+        Literal["day", "month", "folder"],
+        Parameter(help="Parts; days and months are read from the paths.", group=WHAT),
+    ] = "day",
+    first: Annotated[
+        str | None, Parameter(name="--from", help="First part, such as 2024-05-01.", group=WHAT)
+    ] = None,
+    last: Annotated[
+        str | None, Parameter(name="--to", help="Last part, included.", group=WHAT)
+    ] = None,
+    reverse: Annotated[bool, Parameter(help="Newest part first.", negative=(), group=WHAT)] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="Only tell the state of each part.", negative=(), group=WHAT)
+    ] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    weights: Weights = (),
+    reprocess: Reprocess = "missing",
+    out: Out = "pixelmill-store",
+    collection: Collection = None,
+    cluster: Cluster = None,
+    scheduler: Scheduler = None,
+) -> ExitCode:
+    """Score a long collection by day, month or folder.
+
+    Example: pixelmill backfill archive --by month --from 2024-01 --dry-run
+
+    How far it is follows from the store alone; run it again and it goes on.
+    """
+    chosen = on_cluster(choose_config(folder, preset, config, weights), cluster, scheduler)
+    params = score_params(
+        source=folder, store=out, config=chosen, collection=collection, reprocess=reprocess
+    )
+    from pixelmill.flows.backfill import BackfillParams, backfill_flow
+    from pixelmill.flows.printing import print_backfill
+
+    asked = BackfillParams(
+        score=params, by=by, first=first, last=last, reverse=reverse, dry_run=dry_run
+    )
+    state, report = run_flow(backfill_flow, asked)
+    if report is not None:
+        print_backfill(console(), report)
+    return exit_code(state)
+
+
+def demo(
+    *,
+    images: Annotated[int, Parameter(help="Scenes to render.")] = 240,
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder of it all.")] = Path("demo"),
+    cluster: Cluster = None,
+) -> ExitCode:
+    """Everything once, offline: render scenes, score, evaluate, report.
+
+    Example: pixelmill demo --images 60
+
+    Three small models of our own give boxes with masks, regions and
+    captions; classification has no embedded model. The scenes were not
+    trained on.
+    """
+    if images < 1:
+        raise UsageError(f"--images must be at least 1, got {images}")
+    from pixelmill.flows.printing import print_run
+    from pixelmill.flows.score import score_flow
+    from pixelmill.tasks.scenes.write import write_scenes
+
+    scenes = out / "scenes"
+    print(f"rendering {images} scenes into {scenes}", file=sys.stderr, flush=True)
+    write_scenes(scenes, images, seed=0)
+    params = score_params(
+        source=str(scenes / "images"),
+        store=str(out / "store"),
+        config=on_cluster(load_config("demo"), cluster, None),
+        collection="demo",
+    )
+    state, run = run_flow(score_flow, params)
+    if run is not None and not state.is_cancelled():
+        print_run(console(), run)
+    return exit_code(state)
+
+
+def score_params(**fields: Any) -> "ScoreParams":
+    """Checked parameters; what cannot work is told before Prefect starts."""
+    from pydantic import ValidationError
+
+    from pixelmill.flows.job import ScoreParams, prepare_job
+
+    try:
+        params = ScoreParams(**fields)
+    except ValidationError as err:
+        faults = "; ".join(f"--{error['loc'][0]}: {error['msg']}" for error in err.errors())
+        raise UsageError(faults) from err
+    prepare_job(params)
+    return params

@@ -1,0 +1,34 @@
+"""train."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pixelmill.configs.load import load_train_config
+from pixelmill.flows.commands.running import ExitCode, exit_code, run_flow
+
+__all__ = ["train"]
+
+
+def train(
+    config: Annotated[str, Parameter(help="A training preset, or a YAML file.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder of the weights.")] = Path(
+        "runs/train"
+    ),
+) -> ExitCode:
+    """Train one of our models on images with truth.
+
+    Example: pixelmill train bccd, then: pixelmill score --preset bccd
+    """
+    chosen = load_train_config(config)
+    from pixelmill.flows.training import TrainParams, train_flow
+
+    state, summary = run_flow(train_flow, TrainParams(config=chosen, out=str(out)))
+    if summary is not None:
+        for name, value in summary.metrics.items():
+            print(f"{name} {value:.4f}")
+        print(f"weights {summary.weights}")
+    return exit_code(state)
