@@ -6,8 +6,9 @@ the original image and merged by `pixelmill.tasks.engine`.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 __all__ = ["BoxOutput", "CaptionOutput", "ClassOutput", "Network", "SemanticOutput", "ViewOutput"]
@@ -72,15 +73,47 @@ ViewOutput = BoxOutput | SemanticOutput | CaptionOutput | ClassOutput
 
 
 class Network(Protocol):
-    """A model that is ready to score; built by `pixelmill.models.build.build_network`."""
+    """A model that is ready to score; built by `pixelmill.models.build.build_network`.
 
-    def predict(self, images: Tensor) -> list[ViewOutput]:
-        """Score a batch.
+    `predict` is `read_out(forward(images), canvas)`: an engine with a stage for each overlaps the
+    forward pass of one batch with the reading of the one before.
+
+    Attributes:
+        device: where `forward` wants its images and leaves its raw outputs.
+    """
+
+    device: torch.device
+
+    def forward(self, images: Tensor) -> Any:
+        """Start the forward pass of a batch.
+
+        Waits for nothing: on a GPU the outputs may still be in the making when it returns.
 
         Args:
             images: (B, H, W, 3) uint8 RGB canvases, all of one size, on the network's device.
 
         Returns:
-            One output per image, on the CPU; independent of the other images of the batch.
+            A tree of tensors on the network's device, for `read_out` of the same network only;
+            they are its own, and no later call overwrites them.
+        """
+        ...
+
+    def read_out(self, raw: Any, canvas: tuple[int, int]) -> list[ViewOutput]:
+        """Make predictions of raw outputs.
+
+        Args:
+            raw: of `forward`.
+            canvas: (H, W) of the images.
+
+        Returns:
+            One output per image, independent of the other images of the batch.
+        """
+        ...
+
+    def predict(self, images: Tensor) -> list[ViewOutput]:
+        """Score a batch: `forward`, then `read_out`.
+
+        Args:
+            images: (B, H, W, 3) uint8 RGB canvases, all of one size, on any device.
         """
         ...

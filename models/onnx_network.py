@@ -1,8 +1,9 @@
 """Networks that ONNX Runtime runs: bring any model that can be exported."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,6 +13,13 @@ from pixelmill.models.torch_network import normalise
 from pixelmill.models.user_decode import load_decode, read_arrays
 
 __all__ = ["OnnxNetwork"]
+
+
+class _Raw(NamedTuple):
+    """Output arrays by part of the batch, the last of which may be filled up with empty images."""
+
+    parts: list[list[NDArray[Any]]]
+    num_images: int
 
 
 class OnnxNetwork:
@@ -48,25 +56,39 @@ class OnnxNetwork:
                 f"{spec.name}: the network must have one input, got "
                 f"{', '.join(each.name for each in inputs)}"
             )
+        # ONNX Runtime takes arrays and copies them to a GPU by itself
+        self.device = torch.device("cpu")
         self._input = inputs[0]
         self._spec = spec
         self._decode = load_decode(spec)
 
-    def predict(self, images: Tensor) -> list[ViewOutput]:
-        """Score (B, H, W, 3) uint8 RGB canvases; see `Network`."""
-        height, width = images.shape[1:3]
+    def forward(self, images: Tensor) -> _Raw:
+        """Outputs of each part of the batch that the network takes at once; see `Network`."""
         batch = self._prepare(images)
         fixed = self._input.shape[0]
         step = fixed if isinstance(fixed, int) else len(batch)
-        results: list[ViewOutput] = []
+        parts: list[Any] = []
         for start in range(0, len(batch), step):
             part = batch[start : start + step]
             missing = step - len(part)
             if missing:
                 part = np.concatenate((part, np.zeros((missing, *part.shape[1:]), part.dtype)))
-            outputs: Any = self._session.run(None, {self._input.name: part})
-            results += read_arrays(outputs, self._spec, (height, width), self._decode)
-        return results[: len(batch)]
+            parts.append(self._session.run(None, {self._input.name: part}))
+        return _Raw(parts, len(batch))
+
+    def read_out(self, raw: _Raw, canvas: tuple[int, int]) -> list[ViewOutput]:
+        """Predictions of what `forward` gave; see `Network`."""
+        outputs = [
+            output
+            for part in raw.parts
+            for output in read_arrays(part, self._spec, canvas, self._decode)
+        ]
+        return outputs[: raw.num_images]
+
+    def predict(self, images: Tensor) -> list[ViewOutput]:
+        """Score (B, H, W, 3) uint8 RGB canvases; see `Network`."""
+        height, width = images.shape[1:3]
+        return self.read_out(self.forward(images), (height, width))
 
     def _prepare(self, images: Tensor) -> NDArray[Any]:
         if self._input.type == "tensor(uint8)":

@@ -1,6 +1,7 @@
 """Networks that PyTorch runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,16 +56,32 @@ class TorchNetwork:
         self._spec = spec
         self._read_out = read_out
 
+    def forward(self, images: Tensor) -> Any:
+        """Raw outputs of (B, H, W, 3) uint8 RGB canvases on the network's device; see `Network`."""
+        with _scoring():
+            return self._module(normalise(images, self._spec.preprocess).to(self._dtype))
+
+    def read_out(self, raw: Any, canvas: tuple[int, int]) -> list[ViewOutput]:
+        """Predictions of what `forward` gave; see `Network`."""
+        with _scoring():
+            return list(self._read_out(self._module, raw, self._spec, canvas))
+
     def predict(self, images: Tensor) -> list[ViewOutput]:
         """Score (B, H, W, 3) uint8 RGB canvases; see `Network`."""
-        # Denormal numbers made a published checkpoint 3.5 times slower. The switch belongs to the
-        # thread, and other libraries in it may count on them: off again afterwards.
-        torch.set_flush_denormal(True)
-        try:
-            with torch.inference_mode():
-                x = normalise(images.to(self.device), self._spec.preprocess).to(self._dtype)
-                height, width = images.shape[1:3]
-                outputs = self._module(x)
-                return list(self._read_out(self._module, outputs, self._spec, (height, width)))
-        finally:
-            torch.set_flush_denormal(False)
+        height, width = images.shape[1:3]
+        return self.read_out(self.forward(images.to(self.device)), (height, width))
+
+
+@contextmanager
+def _scoring() -> Iterator[None]:
+    """Without gradients, and denormal numbers are zero.
+
+    They made a published checkpoint 3.5 times slower. The switch belongs to the thread, and other
+    libraries in it may count on them: off again afterwards.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_flush_denormal(False)
