@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 __all__ = [
     "AugmentationConfig",
@@ -62,6 +62,21 @@ class IngestConfig(Frozen):
     )
     max_file_bytes: int = Field(
         default=1_000_000_000, gt=0, description="files larger than this are quarantined unread"
+    )
+    max_side: int = Field(
+        default=65_535,
+        gt=0,
+        description="images with a longer side, in pixels, are quarantined unread",
+    )
+    max_decode_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="an image whose decoding takes longer is quarantined; a worker that hangs in "
+        "it ends itself and is started again",
+    )
+    truncated: Literal["quarantine", "flag"] = Field(
+        default="quarantine",
+        description="files that end too early: quarantine, or score what is there and flag it",
     )
 
 
@@ -205,8 +220,10 @@ class _Model(Frozen):
         default=None, description="left out: what the weights say"
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the forward pass")
-    batch_size: int = Field(
-        default=8, gt=0, description="images per forward pass; never changes a result"
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="images per forward pass; auto: the fastest by measurement, found on first use "
+        "and remembered in the store; never changes a result",
     )
 
 
@@ -272,6 +289,11 @@ class ComputeConfig(Frozen):
     cluster: str = Field(
         default="auto",
         description="auto | inline | local | local:<n> | cuda | tcp://host:port of a scheduler",
+    )
+    memory: ByteSize | None = Field(
+        default=None,
+        description="of each worker, such as 4GB: what is held ahead is cut to it, and a worker "
+        "that an image takes beyond it ends itself; left out: what is held ahead is bounded still",
     )
     retries: int = Field(default=2, ge=0, description="tries again after a transient shard error")
     publish_every: int = Field(default=64, gt=0, description="receipts per publication")

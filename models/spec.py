@@ -3,6 +3,7 @@
 import hashlib
 import json
 from functools import cached_property
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,7 +33,7 @@ class ModelSpec(BaseModel):
         weights_sha256: hex digest of that file.
         decode_path: local file of the user's decode function and its name, or None; the digest of
             the source is part of the key, its place is not.
-        batch_size: images per forward pass; not part of the key.
+        batch_size: images per forward pass, "auto" by measurement; not part of the key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +54,7 @@ class ModelSpec(BaseModel):
     postprocess: BoxPostprocess | CaptionPostprocess | ClassificationPostprocess | None = None
     tiling: TilingConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
-    batch_size: int = 8
+    batch_size: int | Literal["auto"] = "auto"
 
     @cached_property
     def key(self) -> str:

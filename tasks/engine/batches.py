@@ -64,7 +64,8 @@ class Batches:
         self.spec = spec
         self.forward_s = 0.0
         self._network = network
-        self._batch_size = max(spec.batch_size, _MIN_BATCH_SIZE)
+        size = 8 if spec.batch_size == "auto" else spec.batch_size
+        self._batch_size = max(size, _MIN_BATCH_SIZE)
         self._waiting: dict[tuple[int, ...], list[tuple[Work, int, Canvas]]] = {}
 
     @property

@@ -206,7 +206,7 @@ class _ShardScorer:
         alone = [rows[index] for index in suspects.alone]
         apart = suspects.guilty.union(suspects.alone)
         others = [row for row in rows if row.index not in apart]
-        size = max(spec.batch_size for spec in self._specs)
+        size = max(8 if spec.batch_size == "auto" else spec.batch_size for spec in self._specs)
         windows = [[row] for row in alone]
         windows += [others[start : start + size] for start in range(0, len(others), size)]
         readable = [row for window in windows for row in window if self._is_allowed(row)]
