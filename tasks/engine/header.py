@@ -13,7 +13,13 @@ __all__ = ["DecodeError", "DecodeReason", "Header", "ImageFormat", "read_header"
 
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heic"]
 DecodeReason = Literal[
-    "empty", "unknown_format", "truncated", "corrupt", "too_many_pixels", "unsupported"
+    "empty",
+    "unknown_format",
+    "truncated",
+    "corrupt",
+    "too_many_pixels",
+    "side_too_long",
+    "unsupported",
 ]
 
 _ORIENTATION_TAG = 0x0112
@@ -287,6 +293,8 @@ def _first_directory(data: bytes, wanted: tuple[int, ...]) -> dict[int, int]:
     offset_format, count_format, entry_format = ("QQ", "Q", "HHQ") if big else ("II", "H", "HHI")
     (at,) = struct.unpack_from(order + offset_format[0], data, 8 if big else 4)
     (count,) = struct.unpack_from(order + count_format, data, at)
+    if count > 0xFFFF:  # what a TIFF can say; a BigTIFF could keep us busy for minutes
+        raise DecodeError("corrupt", f"TIFF directory of {count} tags")
     at += struct.calcsize(count_format)
     entry_size = 20 if big else 12
     found: dict[int, int] = {}

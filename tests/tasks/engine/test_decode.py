@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pixelmill.tasks.engine import decode as decode_module
+from pixelmill.tasks.engine import decode_pillow, decode_torchcodec
 from pixelmill.tasks.engine.decode import DecodeError, decode_image, read_header
 
 MAX_PIXELS = 10_000_000
@@ -244,7 +245,7 @@ def test_heic_without_libheif_is_unsupported_and_says_what_to_install(monkeypatc
     def missing(*args: Any, **options: Any) -> None:
         raise ImportError("HEIC decoding requires libheif: `apt install libheif1`")
 
-    monkeypatch.setattr(decode_module, "decode_heic", missing)
+    monkeypatch.setattr(decode_torchcodec.decoders, "decode_heic", missing)
     with pytest.raises(DecodeError, match="apt install libheif1") as caught:
         decode(HEIC)
     assert caught.value.reason == "unsupported"
@@ -381,6 +382,114 @@ def test_bytes_after_the_image_do_no_harm():
         assert difference(decode(data + b"\0" * 50), decode(data)) == 0
 
 
+# --- What there is of a truncated file ------------------------------------------------------------
+
+
+def partial_examples() -> dict[str, bytes]:
+    picture = smooth_image("RGB", 96, 128)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "jpeg": encode(picture, "JPEG", quality=95),
+        "turned jpeg": encode(picture, "JPEG", quality=95, exif=turned),
+        "progressive jpeg": encode(picture, "JPEG", quality=95, progressive=True),
+        "png": encode(picture, "PNG"),
+        "turned png": encode(picture, "PNG", exif=turned),
+        "palette png": encode(picture.convert("P"), "PNG"),
+        "grey png": encode(picture.convert("L"), "PNG"),
+        "gif": encode(picture, "GIF"),
+        "bmp": encode(picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP"),
+        "tiff": encode(picture, "TIFF"),
+        "turned tiff": encode(picture, "TIFF", exif=turned),
+    }
+
+
+PARTIAL = partial_examples()
+
+
+def decode_flagged(data: bytes, scale: int = 1):
+    return decode_image(data, max_pixels=MAX_PIXELS, truncated="flag", scale=scale)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_what_there_is_of_a_truncated_file_is_flagged_and_in_its_place(name):
+    data = PARTIAL[name]
+    whole = decode(data)
+    image = decode_flagged(data[: len(data) * 3 // 4])
+    assert image.flags == ("truncated",)
+    assert image.original_size == image.pixels.shape[:2] == whole.shape[:2]
+    # The first rows as stored; a turn to the right makes them the last columns
+    first = np.s_[:, -16:] if "turned" in name else np.s_[:16]
+    first = np.s_[-16:] if name == "bmp" else first
+    if name == "progressive jpeg":  # every scan is of the whole picture
+        assert 0 < difference(image.pixels, whole) < 30
+    else:
+        assert difference(image.pixels[first], whole[first]) == 0
+        assert difference(image.pixels, whole) > 30
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_a_whole_file_is_not_flagged_as_truncated(name):
+    image = decode_flagged(PARTIAL[name])
+    assert image.flags == ()
+    assert difference(image.pixels, decode(PARTIAL[name])) == 0
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_flagging_decodes_no_file_of_which_nothing_is_left(name):
+    for cut in (0, 5, 20, 40):
+        with pytest.raises(DecodeError):
+            decode_flagged(EXAMPLES[name][:cut])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_cut_file_under_the_flag_policy_is_flagged_or_refused(name):
+    data = EXAMPLES[name]
+    for cut in range(40, len(data), len(data) // 40):
+        with contextlib.suppress(DecodeError):
+            assert "truncated" in decode_flagged(data[:cut]).flags
+
+
+@pytest.mark.parametrize("name", ["webp", "avif", "lossless webp"])
+def test_formats_without_a_decoder_for_a_part_stay_quarantined(name):
+    with pytest.raises(DecodeError) as caught:
+        decode_flagged(EXAMPLES[name][:-9])
+    assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png"])
+def test_the_flag_policy_does_not_accept_corrupt_pixels(name):
+    data = bytearray(EXAMPLES[name])
+    middle = len(data) // 2
+    data[middle : middle + 30] = bytes(range(1, 31))
+    with pytest.raises(DecodeError) as caught:
+        decode_flagged(bytes(data))
+    assert caught.value.reason == "corrupt"
+
+
+def test_16_bit_grey_of_a_truncated_png_is_scaled():
+    grey = (np.arange(64 * 64, dtype=np.uint16) * 15).reshape(64, 64)
+    data = encode(Image.fromarray(grey), "PNG")
+    pixels = decode_flagged(data[: len(data) // 2]).pixels
+    assert difference(pixels[:8, :, 0], np.round(grey[:8] / 257).astype(np.uint8)) == 0
+
+
+def test_a_truncated_jpeg_is_decoded_at_a_scale_too():
+    data = PARTIAL["jpeg"]
+    image = decode_flagged(data[: len(data) * 3 // 4], scale=2)
+    assert (image.flags, image.scale) == (("truncated",), 2)
+    whole = decode_image(data, max_pixels=MAX_PIXELS, scale=2).pixels
+    assert difference(image.pixels[:8], whole[:8]) == 0
+
+
+def test_strips_beyond_the_end_of_a_compressed_tiff_are_truncation():
+    # libtiff says only that it failed
+    data = tiff_with_directory_first(b"\x80\x0b\x60\x50\x38", strip_bytes=5000, compression=5)
+    with pytest.raises(DecodeError) as caught:
+        decode(data)
+    assert caught.value.reason == "truncated"
+
+
 # --- Limits ---------------------------------------------------------------------------------------
 
 
@@ -415,29 +524,154 @@ def test_pillows_own_limit_does_not_count(image_format, monkeypatch):
     assert decode(data).shape == (HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_side_that_is_too_long_is_refused(name):
+    with pytest.raises(DecodeError, match=r"ingest\.max_side") as caught:
+        decode_image(EXAMPLES[name], max_pixels=MAX_PIXELS, max_side=63)
+    assert caught.value.reason == "side_too_long"
+
+
+def tiff_with_directory_first(
+    pixels: bytes, *, strip_bytes: int | None = None, compression: int = 1, **tags: int
+) -> bytes:
+    """A grey TIFF of 64 x 45 pixels by hand; `tags` as _322=17 are added."""
+    entries = {
+        256: 64, 257: 45, 258: 8, 259: compression, 262: 1, 277: 1, 278: 45,
+        273: 0, 279: strip_bytes or len(pixels),
+    }  # fmt: skip
+    entries |= {int(name.removeprefix("_")): value for name, value in tags.items()}
+    if 322 in entries:  # tiles have tags of their own for where they are
+        del entries[278]
+        entries[324], entries[325] = entries.pop(273), entries.pop(279)
+    place = 324 if 324 in entries else 273
+    entries[place] = 8 + 2 + 12 * len(entries) + 4
+    directory = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items())
+    )
+    count = struct.pack("<H", len(entries))
+    return b"II*\0" + struct.pack("<I", 8) + count + directory + bytes(4) + pixels
+
+
+def test_a_tiff_by_hand_is_read():
+    assert (decode(tiff_with_directory_first(bytes([7]) * 64 * 45)) == 7).all()
+
+
+def test_the_tiles_of_a_small_tiff_may_not_be_huge():
+    data = tiff_with_directory_first(b"x" * 100, compression=5, _322=60_000, _323=60_000)
+    with pytest.raises(DecodeError, match="60000 x 60000") as caught:
+        decode(data)
+    assert caught.value.reason == "too_many_pixels"
+
+
+def test_the_pages_of_a_deep_tiff_are_not_followed(monkeypatch):
+    seen = []
+    seek = decode_pillow.TiffImagePlugin.TiffImageFile._seek
+    monkeypatch.setattr(
+        decode_pillow.TiffImagePlugin.TiffImageFile,
+        "_seek",
+        lambda self, frame: seen.append(frame) or seek(self, frame),
+    )
+    page = tiff_with_directory_first(bytes(64 * 45))
+    directory = page[8 : 8 + 2 + 12 * 9]
+    num_pages = 1000
+    deep = bytearray(page)
+    link = 8 + len(directory)
+    for _ in range(num_pages):
+        deep[link : link + 4] = struct.pack("<I", len(deep))
+        link = len(deep) + len(directory)
+        deep += directory + bytes(4)
+    image = decode_image(bytes(deep), max_pixels=MAX_PIXELS)
+    assert image.flags == ("first_frame",)
+    assert set(seen) == {0}
+
+
+def test_a_bigtiff_directory_of_a_million_tags_is_corrupt():
+    data = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1_000_000) + bytes(20 * 1_000_000)
+    with pytest.raises(DecodeError, match="1000000 tags") as caught:
+        decode(data)
+    assert caught.value.reason == "corrupt"
+
+
+def with_png_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("cut", [0, 200])
+def test_a_bomb_in_a_comment_or_profile_is_not_inflated(kind, cut):
+    prefix = b"name\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
+    bomb = prefix + zlib.compress(bytes(50_000_000))
+    data = with_png_chunk(EXAMPLES["png"], kind, bomb)
+    tracemalloc.start()
+    image = decode_flagged(data[: len(data) - cut])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert image.flags == (("truncated",) if cut else ())
+    assert peak < 5_000_000
+    if not cut:
+        assert difference(image.pixels, decode(EXAMPLES["png"])) == 0
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_profile_that_is_none_does_no_harm(name):
+    options: dict[str, Any] = {"quality": 95} if name != "PNG" else {}
+    data = encode(smooth_image(), name, icc_profile=b"no profile" * 30, **options)
+    assert difference(decode(data), decode(encode(smooth_image(), name, **options))) == 0
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", ["noise", "cut", "0", "9", "65535"])
+def test_exif_that_is_damaged_or_out_of_range_turns_nothing(name, exif):
+    block = Image.Exif()
+    block[0x0112] = int(exif) if exif.isdigit() else 6
+    body = block.tobytes()
+    body = body[:-12] if exif == "cut" else body
+    body = b"Exif\0\0" + b"\xff" * 40 if exif == "noise" else body
+    options: dict[str, Any] = {"quality": 95} if name != "PNG" else {}
+    data = encode(smooth_image(), name, exif=body, **options)
+    assert difference(decode(data), decode(encode(smooth_image(), name, **options))) == 0
+
+
+def test_a_jpeg_that_repeats_its_scans_without_end_is_refused():
+    data = encode(smooth_image(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    data = data[:-2] + data[last:-2] * 1000 + data[-2:]
+    with pytest.raises(DecodeError, match="scans") as caught:
+        decode(data)
+    assert caught.value.reason == "unsupported"
+
+
 # --- Scaled decoding ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [2, 4, 8])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_scaled_jpeg_stays_above_one_and_a_half_times_the_target(orientation):
+def test_a_pixel_of_a_scaled_jpeg_is_the_mean_of_those_it_stands_for(scale, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(smooth_image("RGB", 960, 1280), "JPEG", exif=exif)
+    data = encode(smooth_image("RGB", 480, 640), "JPEG", exif=exif, quality=95)
     full = decode(data)
-    target = (full.shape[0] // 4, full.shape[1] // 4)
-    image = decode_image(data, max_pixels=MAX_PIXELS, target=target)
-    assert image.original_size == full.shape[:2]
-    height, width = image.pixels.shape[:2]
-    assert target[0] * 1.5 <= height < full.shape[0]
-    assert target[1] * 1.5 <= width < full.shape[1]
-    small = np.asarray(Image.fromarray(full).resize((width, height), Image.Resampling.BOX))
-    assert np.abs(image.pixels.astype(int) - small).mean() < 2
+    image = decode_image(data, max_pixels=MAX_PIXELS, scale=scale)
+    assert (image.original_size, image.scale) == (full.shape[:2], scale)
+    height, width = full.shape[0] // scale, full.shape[1] // scale
+    means = full.reshape(height, scale, width, scale, 3).mean(axis=(1, 3))
+    assert np.abs(image.pixels - means).mean() < 2
 
 
-def test_a_target_of_the_full_size_changes_nothing():
-    data = EXAMPLES["jpeg"]
-    image = decode_image(data, max_pixels=MAX_PIXELS, target=(HEIGHT, WIDTH))
-    assert difference(image.pixels, decode(data)) == 0
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_sides_of_a_scaled_jpeg_are_rounded_up(scale):
+    usual = encode(smooth_image("RGB", 61, 107), "JPEG", subsampling=1)
+    unusual = bytearray(usual)
+    unusual[unusual.index(b"\xff\xc0") + 11] = 0x31  # 3x1: decoded by Pillow
+    for data in (usual, bytes(unusual)):
+        pixels = decode_image(data, max_pixels=MAX_PIXELS, scale=scale).pixels
+        assert pixels.shape[:2] == (-(-61 // scale), -(-107 // scale))
+
+
+def test_formats_without_a_scaled_decoder_are_decoded_in_full():
+    image = decode_image(EXAMPLES["png"], max_pixels=MAX_PIXELS, scale=4)
+    assert (image.scale, image.pixels.shape[:2]) == (1, image.original_size)
 
 
 # --- Silence --------------------------------------------------------------------------------------
