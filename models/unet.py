@@ -5,12 +5,10 @@ Segmentation, MICCAI 2015, https://arxiv.org/abs/1505.04597, figure 1.
 
 Differences: convolutions are padded, so that the output is as large as the input and nothing is
 cropped; batch normalisation follows each convolution; no dropout; the number of channels is an
-argument (the paper's width is 64); the loss adds the Dice loss to cross-entropy and has no weight
-map for touching cells. An input whose sides are no multiple of 2 ** depth is padded by repeating
-its border, and the output is cropped.
+argument (the paper's width is 64); no weight map for touching cells. An input whose sides are no
+multiple of 2 ** depth is padded by repeating its border, and the output is cropped.
 """
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,14 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelmill.models.backbone import conv_bn
-from pixelmill.models.interface import SemanticOutput
-from pixelmill.models.losses import dice_loss
-from pixelmill.models.spec import ModelSpec
-from pixelmill.models.targets import SemanticTarget, Target
 
-__all__ = ["UNet", "semantic_loss", "semantic_outputs"]
-
-VOID = 255
+__all__ = ["UNet"]
 
 
 def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -76,33 +68,3 @@ class UNet(nn.Module):
         for upsampler, decoder in zip(self.upsamplers, self.decoders, strict=True):
             x = decoder(torch.cat((copies.pop(), upsampler(x)), dim=1))
         return cast("Tensor", self.classifier(x)[..., :height, :width])
-
-
-def semantic_outputs(
-    module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
-) -> list[SemanticOutput]:
-    """Hand out the logits (B, K, H, W) image by image."""
-    return [SemanticOutput(logits=logits) for logits in outputs.float().cpu()]
-
-
-def semantic_loss(
-    module: nn.Module, outputs: Tensor, targets: Sequence[Target]
-) -> dict[str, Tensor]:
-    """Cross-entropy and Dice over the pixels that are not void.
-
-    Args:
-        module: not used.
-        outputs: (B, K, H, W) logits.
-        targets: `SemanticTarget` per image.
-
-    Returns:
-        Scalars "cross_entropy" and "dice".
-    """
-    logits = outputs.float()
-    labels = torch.stack([cast("SemanticTarget", target).labels for target in targets]).long()
-    valid = (labels != VOID)[:, None]
-    one_hot = F.one_hot(labels.masked_fill(labels == VOID, 0), logits.shape[1]).permute(0, 3, 1, 2)
-    return {
-        "cross_entropy": F.cross_entropy(logits, labels, ignore_index=VOID),
-        "dice": dice_loss(logits.softmax(dim=1) * valid, one_hot * valid),
-    }

@@ -2,17 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from pixelmill.configs.schema import TaskName
+from pixelmill.models.frrn import FRRN
+from pixelmill.models.fully_convolutional import EncoderDecoder, FullResolutionNet
+from pixelmill.models.gcn import GCN
 from pixelmill.models.interface import ViewOutput
+from pixelmill.models.pspnet import PSPNet
 from pixelmill.models.retinamask import RetinaMask, detection_loss, detection_outputs
+from pixelmill.models.semantic import semantic_loss, semantic_outputs
+from pixelmill.models.semantic_fpn import SemanticFPN
 from pixelmill.models.show_attend_tell import ShowAttendTell, caption_loss, caption_outputs
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import Target
-from pixelmill.models.unet import UNet, semantic_loss, semantic_outputs
+from pixelmill.models.unet import UNet
+from pixelmill.models.unet_plus_plus import UNetPlusPlus
 
 __all__ = ["ARCHITECTURES", "Architecture", "Loss", "ReadOut"]
 
@@ -44,6 +52,15 @@ class Architecture:
         return self.loss is not None
 
 
+def _semantic(build: Callable[..., nn.Module], auxiliary_weight: float = 1.0) -> Architecture:
+    return Architecture(
+        build=build,
+        tasks=("semantic_segmentation",),
+        read_out=semantic_outputs,
+        loss=partial(semantic_loss, auxiliary_weight=auxiliary_weight),
+    )
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "retinamask": Architecture(
         build=RetinaMask,
@@ -51,12 +68,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         read_out=detection_outputs,
         loss=detection_loss,
     ),
-    "unet": Architecture(
-        build=UNet,
-        tasks=("semantic_segmentation",),
-        read_out=semantic_outputs,
-        loss=semantic_loss,
-    ),
+    "full_resolution": _semantic(FullResolutionNet),
+    "encoder_decoder": _semantic(EncoderDecoder),
+    "unet": _semantic(UNet),
+    "unet_plus_plus": _semantic(UNetPlusPlus),
+    "pspnet": _semantic(PSPNet, auxiliary_weight=0.4),  # the paper's, section 3.3
+    "gcn": _semantic(GCN),
+    "frrn": _semantic(FRRN),
+    "semantic_fpn": _semantic(SemanticFPN),
     "show_attend_tell": Architecture(
         build=ShowAttendTell,
         tasks=("captioning",),

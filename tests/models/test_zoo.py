@@ -7,7 +7,26 @@ from pixelmill.models.zoo import ARCHITECTURES
 
 OUTPUTS = {
     "retinamask": (BoxOutput, {"num_classes": 3, "width": 8}, BoxPostprocess()),
+    "full_resolution": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
+    "encoder_decoder": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
     "unet": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
+    "unet_plus_plus": (
+        SemanticOutput,
+        {"num_classes": 3, "width": 4, "deep_supervision": True},
+        None,
+    ),
+    "pspnet": (
+        SemanticOutput,
+        {"num_classes": 3, "backbone": "resnet18", "pool_channels": 8},
+        None,
+    ),
+    "gcn": (SemanticOutput, {"num_classes": 3, "backbone": "mobilenet_v2", "kernel": 5}, None),
+    "frrn": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
+    "semantic_fpn": (
+        SemanticOutput,
+        {"num_classes": 3, "backbone": "resnet18", "channels": 32},
+        None,
+    ),
     "show_attend_tell": (
         CaptionOutput,
         {"vocabulary_size": 6, "width": 8},
