@@ -2,7 +2,11 @@
 
 Local folders are read by the operating system's own calls; s3://, gs:// and az:// by obstore, with
 credentials and endpoint from the providers' usual environment variables; any other URL by the
-fsspec implementation of its scheme.
+fsspec implementation of its scheme. What fails on the network is tried again.
+
+Links in a local source are followed wherever they lead: a photo library is often put together from
+links, and who may put files into the source decides what is scored. Names in truth files and
+lists, which come from others, are held inside their folder: see `pixelmill.tasks.names`.
 """
 
 import fnmatch
@@ -13,20 +17,20 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+import obstore
 import pyarrow as pa
-from obstore.exceptions import BaseError, GenericError
-from obstore.fsspec import FsspecStore
 
 from pixelmill.configs.schema import IngestConfig
+from pixelmill.tasks.display import printable, redact, refuse_credentials
+from pixelmill.tasks.objects import OBJECT_SCHEMES, list_objects, open_objects, patiently
 
 __all__ = [
     "IMAGES_SCHEMA",
@@ -61,7 +65,6 @@ _VERSION_KEYS = (
 )  # fmt: skip
 
 _CHUNK_ROWS = 65_536
-_OBJECT_SCHEMES = ("s3", "gs", "az")
 
 _ImageRow = tuple[str, str, int, str]
 _ProblemRow = tuple[str, str, str]
@@ -99,7 +102,10 @@ def list_images(source: str, config: IngestConfig) -> SourceListing:
     Raises:
         FileNotFoundError: there is no such folder or bucket.
         NotADirectoryError: the source is a file.
+        PermissionError, ConnectionError: the store does not let itself be listed.
+        ValueError: the URL has credentials in it.
     """
+    refuse_credentials(source)
     accepts = _path_filter(config)
     folder = _local_path(source)
     rows = _list_local(folder, accepts) if folder is not None else _list_url(source, accepts)
@@ -124,9 +130,11 @@ def read_bytes(source_uri: str) -> bytes:
     local = _local_path(source_uri)
     if local is not None:
         return Path(local).read_bytes()
+    if _is_object(source_uri):
+        root, key = _split_url(source_uri)
+        return patiently(root, key, lambda: obstore.get(open_objects(root), key).bytes().to_bytes())
     files, path = _open_url(source_uri)
-    with _os_errors(source_uri):
-        return bytes(files.cat_file(path))
+    return patiently(_place(source_uri), path, lambda: bytes(files.cat_file(path)))
 
 
 def read_head(source_uri: str, num_bytes: int) -> bytes:
@@ -140,9 +148,17 @@ def read_head(source_uri: str, num_bytes: int) -> bytes:
     if local is not None:
         with Path(local).open("rb") as file:
             return file.read(num_bytes)
+    if _is_object(source_uri):
+        root, key = _split_url(source_uri)
+        return patiently(
+            root,
+            key,
+            lambda: obstore.get_range(open_objects(root), key, start=0, end=num_bytes).to_bytes(),
+        )
     files, path = _open_url(source_uri)
-    with _os_errors(source_uri):
-        return bytes(files.cat_file(path, start=0, end=num_bytes))
+    return patiently(
+        _place(source_uri), path, lambda: bytes(files.cat_file(path, start=0, end=num_bytes))
+    )
 
 
 def collection_name(source: str) -> str:
@@ -276,29 +292,59 @@ def _printable(name: str) -> str:
 
 
 def _list_url(source: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRow]:
+    listed = _list_bucket(source) if _is_object(source) else _list_other(source)
+    for row in listed:
+        if accepts(row[0]) and not any(part.startswith(".") for part in row[0].split("/")):
+            yield row
+
+
+def _list_bucket(source: str) -> Iterator[_ImageRow]:
+    root, folder = _split_url(source.rstrip("/"))
+    prefix = f"{folder}/" if folder else ""
+    is_empty = True
+    try:
+        for found in list_objects(root, folder):
+            is_empty = False
+            key = str(found["path"])
+            version = found["e_tag"] or found["last_modified"].isoformat()
+            yield key.removeprefix(prefix), f"{root}/{key}", int(found["size"]), str(version)
+    except FileNotFoundError as err:
+        raise _nothing_at(source) from err
+    if is_empty:
+        if folder and _is_there(root, folder):
+            raise NotADirectoryError(f"expected a folder of images, got the file {source!r}")
+        raise _nothing_at(source)
+
+
+def _is_there(root: str, key: str) -> bool:
+    try:
+        patiently(root, key, lambda: obstore.head(open_objects(root), key))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _list_other(source: str) -> Iterator[_ImageRow]:
     files, root = _open_url(source.rstrip("/"))
     prefix = root.rstrip("/") + "/"
     scheme = source.partition("://")[0]
-    try:
-        found = files.find(root, detail=True)
-        is_missing = not found and not files.exists(root)
-    except GenericError as err:
-        if "NoSuchBucket" not in str(err):
-            raise
-        found, is_missing = {}, True
-    if is_missing:
-        raise FileNotFoundError(
-            f"nothing at {source!r}; check the bucket, the path and the credentials in the "
-            "environment"
-        )
+    found = patiently(_place(source), root, lambda: files.find(root, detail=True))
+    if not found and not patiently(_place(source), root, lambda: files.exists(root)):
+        raise _nothing_at(source)
     for name, info in found.items():
         if name == root:
             raise NotADirectoryError(f"expected a folder of images, got the file {source!r}")
-        path = name.removeprefix(prefix)
-        if info["type"] != "file" or any(part.startswith(".") for part in path.split("/")):
-            continue
-        if accepts(path):
-            yield path, f"{scheme}://{name}", int(info["size"]), _version(info)
+        if info["type"] == "file":
+            # Some file systems keep the scheme in their names
+            uri = name if "://" in name else f"{scheme}://{name}"
+            yield name.removeprefix(prefix), uri, int(info["size"]), _version(info)
+
+
+def _nothing_at(source: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"nothing at {printable(redact(source))!r}; check the bucket, the path and the "
+        "credentials in the environment"
+    )
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -307,34 +353,30 @@ def _version(info: dict[str, Any]) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
+def _is_object(url: str) -> bool:
+    return url.partition("://")[0] in OBJECT_SCHEMES
+
+
+def _split_url(url: str) -> tuple[str, str]:
+    """`scheme://bucket`, and the key in it."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", key
+
+
+def _place(url: str) -> str:
+    """Scheme and host of a URL, whose failures count together."""
+    return redact(_split_url(url)[0])
+
+
 def _open_url(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
-    scheme, _, path = url.partition("://")
-    endpoint = None
-    if scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    files = _file_system(scheme, endpoint, os.getpid())
-    return files, path if scheme in _OBJECT_SCHEMES else files._strip_protocol(url)
-
-
-@contextmanager
-def _os_errors(source_uri: str) -> Iterator[None]:
-    """Raise obstore's own errors as what a disk would raise: they are about this one object."""
-    try:
-        yield
-    except BaseError as err:
-        raise OSError(f"cannot read {source_uri!r}: {err}") from err
+    files = _file_system(url.partition("://")[0], os.getpid())
+    return files, files._strip_protocol(url)
 
 
 @functools.cache
-def _file_system(scheme: str, endpoint: str | None, pid: int) -> Any:
-    """One client per place and process: connections are kept, and not shared by a fork."""
-    if scheme not in _OBJECT_SCHEMES:
-        return fsspec.filesystem(scheme)
-    options: dict[str, Any] = {}
-    if endpoint is not None:
-        options = {
-            "config": {"endpoint": endpoint},
-            "client_options": {"allow_http": endpoint.startswith("http://")},
-        }
-    return FsspecStore(cast("Literal['s3']", scheme), **options)  # its overloads want literals
+def _file_system(scheme: str, pid: int) -> Any:
+    """One client per scheme and process: connections are kept, and not shared by a fork."""
+    del pid
+    return fsspec.filesystem(scheme)

@@ -1,8 +1,19 @@
 """Which errors may go away by themselves."""
 
-__all__ = ["is_transient"]
+__all__ = ["RefusedError", "is_transient"]
 
-PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+class RefusedError(OSError):
+    """A store has answered that it will never do what it was asked."""
+
+
+PERMANENT = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    RefusedError,
+)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -5,35 +5,40 @@ folder); object stores use obstore. fsspec's local `mode="create"` left a trunca
 final name in 6 of 6 kills, so it is not used for commits.
 """
 
-import functools
 import io
 import os
 import uuid
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import MemoryStore, from_url
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 from zarr.storage import LocalStore, StorePath
 from zarr.storage import ObjectStore as ZarrObjectStore
+
+from pixelmill.tasks.display import refuse_credentials
+from pixelmill.tasks.objects import OBJECT_SCHEMES, list_objects, open_objects, patiently
 
 __all__ = [
     "Backend",
     "Entry",
     "LocalBackend",
     "ObjectBackend",
+    "fsync_folder",
+    "make_folder",
     "open_backend",
     "probe_create_if_absent",
 ]
 
 TMP = "_commit/tmp"
-_OBJECT_SCHEMES = ("s3", "gs", "az", "memory")
+_SCHEMES = (*OBJECT_SCHEMES, "memory")
 # 409 (a conditional request raced with another) asks for a new try; S3 settles within a few.
 _CONFLICT_TRIES = 8
+# What S3 takes in one bulk delete
+_DELETE_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,12 @@ class LocalBackend:
     def _root(self) -> Path:
         return Path(self.root)
 
+    def _path(self, key: str) -> Path:
+        """Where an object lies. Keys come from receipts and tables too, which may be forged."""
+        if "\0" in key or key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"{self.root}: the key {key!r} leads out of the store")
+        return self._root / key
+
     def create(self, key: str, data: bytes) -> bool:
         """Link a complete temporary file to the final name: the link fails if the name is taken.
 
@@ -133,51 +144,44 @@ class LocalBackend:
 
     def _write(self, key: str, data: bytes, publish: Any) -> None:
         temporary = self._root / TMP / uuid.uuid4().hex
-        target = self._root / key
-        _make_folder(temporary.parent)
+        target = self._path(key)
+        make_folder(temporary.parent)
         try:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                _make_folder(target.parent)
+                make_folder(target.parent)
                 publish(temporary, target)
             except FileNotFoundError:  # another process pruned a folder that had become empty
-                _make_folder(target.parent)
+                make_folder(target.parent)
                 publish(temporary, target)
-            _fsync_folder(target.parent)
+            fsync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
     def get(self, key: str) -> bytes:
         """The file's content."""
-        return (self._root / key).read_bytes()
+        return self._path(key).read_bytes()
 
     def open(self, key: str) -> IO[bytes]:
         """The file, open for reading."""
-        return (self._root / key).open("rb")
+        return self._path(key).open("rb")
 
     def exists(self, key: str) -> bool:
         """Whether the file is there."""
-        return (self._root / key).is_file()
+        return self._path(key).is_file()
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Walk the folder."""
-        found: list[Entry] = []
-        for folder, _, names in os.walk(self._root / prefix):
-            for name in names:
-                path = Path(folder, name)
-                with suppress(FileNotFoundError):  # deleted since
-                    size = path.stat().st_size
-                    found.append(Entry(path.relative_to(self._root).as_posix(), size))
-        return iter(sorted(found, key=lambda entry: entry.key))
+        """Walk the folder; no more is held than the entries of the folders on the way."""
+        yield from _walk(str(self._path(prefix)), f"{prefix}/" if prefix else "")
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files, and the folders that become empty."""
         folders: set[Path] = set()
         for key in keys:
-            path = self._root / key
+            path = self._path(key)
             path.unlink(missing_ok=True)
             folders.add(path.parent)
         for folder in folders:
@@ -188,7 +192,7 @@ class LocalBackend:
 
     def zarr_store(self, prefix: str) -> StorePath:
         """The folder as a Zarr store."""
-        return StorePath(LocalStore(self._root / prefix, read_only=True))
+        return StorePath(LocalStore(self._path(prefix), read_only=True))
 
 
 @dataclass(frozen=True)
@@ -200,30 +204,29 @@ class ObjectBackend:
     and so on).
 
     Attributes:
-        root: `s3://bucket/prefix`, `gs://...`, `az://account/container/prefix` or `memory://name`.
+        root: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `memory://name`.
     """
 
     root: str
 
     @property
     def _objects(self) -> Any:
-        objects, pid = _object_store(self.root)
-        if pid != os.getpid():
-            # It would wait for ever for threads that the fork did not copy (obstore #441).
-            raise RuntimeError(
-                f"{self.root}: this process was forked from one that uses obstore, whose calls "
-                "would hang here; start processes by 'spawn' or 'forkserver'"
-            )
-        return objects
+        return open_objects(self.root)
 
     def create(self, key: str, data: bytes) -> bool:
         """Put with If-None-Match or its like."""
         for _ in range(_CONFLICT_TRIES):
             try:
-                obstore.put(self._objects, key, data, mode="create", use_multipart=False)
-            except AlreadyExistsError:
+                patiently(
+                    self.root,
+                    key,
+                    lambda: obstore.put(
+                        self._objects, key, data, mode="create", use_multipart=False
+                    ),
+                )
+            except (AlreadyExistsError, PreconditionError):
                 # 412 says that it exists, 409 that someone was writing: obstore raises this for
-                # both. After a retried request the other one may have been ours.
+                # both. After a request that was made again the other one may have been ours.
                 with suppress(FileNotFoundError):
                     return self.get(key) == data
             else:
@@ -234,49 +237,68 @@ class ObjectBackend:
 
     def put(self, key: str, data: bytes) -> None:
         """Put; a multipart upload shows nothing until it is complete."""
-        obstore.put(self._objects, key, data)
+        patiently(self.root, key, lambda: obstore.put(self._objects, key, data))
 
     def get(self, key: str) -> bytes:
         """The object's bytes."""
-        return obstore.get(self._objects, key).bytes().to_bytes()
+        return patiently(self.root, key, lambda: obstore.get(self._objects, key).bytes().to_bytes())
 
     def open(self, key: str) -> IO[bytes]:
         """The object, read by ranges."""
-        return cast("IO[bytes]", io.BufferedReader(_RangeReader(self._objects, key), 1 << 20))
+        return cast("IO[bytes]", io.BufferedReader(_RangeReader(self, key), 1 << 20))
 
     def exists(self, key: str) -> bool:
         """Whether the object is there."""
         try:
-            obstore.head(self._objects, key)
+            self._size(key)
         except FileNotFoundError:
             return False
         return True
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """List; strongly consistent on S3, GCS and Azure."""
-        found = [
-            Entry(str(meta["path"]), int(meta["size"]))
-            for chunk in obstore.list(self._objects, prefix, chunk_size=1000)
-            for meta in chunk
-        ]
-        return iter(sorted(found, key=lambda entry: entry.key))
+        """List, a page at a time; strongly consistent on S3, GCS and Azure."""
+        for found in list_objects(self.root, prefix):
+            yield Entry(str(found["path"]), int(found["size"]))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Bulk delete."""
-        with suppress(FileNotFoundError):
-            obstore.delete(self._objects, sorted(keys))
+        for batch in _batches(sorted(keys)):
+            try:
+                self._delete(batch)
+            except FileNotFoundError:  # of one: where there is no bulk delete, the others stay
+                for key in batch:
+                    with suppress(FileNotFoundError):
+                        self._delete([key])
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        patiently(self.root, keys[0], lambda: obstore.delete(self._objects, keys))
 
     def zarr_store(self, prefix: str) -> StorePath:
         """The objects below the prefix as a Zarr store."""
         return StorePath(ZarrObjectStore(self._objects, read_only=True), prefix)
 
+    def _size(self, key: str) -> int:
+        return patiently(self.root, key, lambda: int(obstore.head(self._objects, key)["size"]))
+
+    def _range(self, key: str, start: int, end: int) -> bytes:
+        return patiently(
+            self.root,
+            key,
+            lambda: obstore.get_range(self._objects, key, start=start, end=end).to_bytes(),
+        )
+
+
+def _batches(keys: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), _DELETE_BATCH):
+        yield list(keys[start : start + _DELETE_BATCH])
+
 
 class _RangeReader(io.RawIOBase):
     """A seekable view of an object, one range request per read."""
 
-    def __init__(self, objects: Any, key: str) -> None:
-        self._objects, self._key, self._position = objects, key, 0
-        self._size = int(obstore.head(objects, key)["size"])
+    def __init__(self, backend: ObjectBackend, key: str) -> None:
+        self._backend, self._key, self._position = backend, key, 0
+        self._size = backend._size(key)
 
     def readable(self) -> bool:
         return True
@@ -296,8 +318,8 @@ class _RangeReader(io.RawIOBase):
         end = min(self._position + len(buffer), self._size)
         if end <= self._position:
             return 0
-        data = obstore.get_range(self._objects, self._key, start=self._position, end=end)
-        buffer[: len(data)] = data.to_bytes()
+        data = self._backend._range(self._key, self._position, end)
+        buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
@@ -309,15 +331,16 @@ def open_backend(root: str | Path) -> Backend:
         root: a folder, `file://...`, or a URL that `ObjectBackend` takes.
 
     Raises:
-        ValueError: a URL of another scheme.
+        ValueError: a URL of another scheme, or one with credentials in it.
     """
     text = str(root)
+    refuse_credentials(text)
     scheme, separator, rest = text.partition("://")
     if not separator or scheme == "file":
         return LocalBackend(str(Path(rest or text).absolute()))
-    if scheme in _OBJECT_SCHEMES:
+    if scheme in _SCHEMES:
         return ObjectBackend(text.rstrip("/"))
-    known = ", ".join(f"{name}://" for name in ("file", *_OBJECT_SCHEMES))
+    known = ", ".join(f"{name}://" for name in ("file", *_SCHEMES))
     raise ValueError(f"expected a folder or one of {known}, got {text!r}")
 
 
@@ -350,33 +373,37 @@ def probe_create_if_absent(backend: Backend) -> None:
             backend.delete([key])
 
 
-def _make_folder(folder: Path) -> None:
+def _walk(folder: str, prefix: str) -> Iterator[Entry]:
+    """Files below a folder in the order of their keys, in which a folder's name ends with '/'."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(
+                (f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
+                for entry in entries
+            )
+    except (FileNotFoundError, NotADirectoryError):  # deleted since
+        return
+    for name, entry in found:
+        if name.endswith("/"):
+            yield from _walk(entry.path, prefix + name)
+        elif entry.is_file():
+            with suppress(FileNotFoundError):
+                yield Entry(prefix + name, entry.stat().st_size)
+
+
+def make_folder(folder: Path) -> None:
     """Make a folder that survives a power loss: its parents are synced too."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _fsync_folder(folder.parent)
+    fsync_folder(folder.parent)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in a folder survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@functools.cache
-def _object_store(root: str) -> tuple[Any, int]:
-    """The client of a root, shared by a process as its memory is, and the process' id."""
-    if root.startswith("memory:"):
-        return MemoryStore(), os.getpid()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if root.startswith("s3:") and endpoint:
-        return from_url(
-            root,
-            config={"endpoint": endpoint},
-            client_options={"allow_http": endpoint.startswith("http://")},
-        ), os.getpid()
-    return from_url(root), os.getpid()
