@@ -64,6 +64,8 @@ class ModelSpec(BaseModel):
         )
         if isinstance(self.postprocess, BoxPostprocess):
             identity["postprocess"].pop("keep_candidates")
+        if self.preprocess.decode == "full":  # as before there was a choice
+            identity["preprocess"].pop("decode")
         identity["results_version"] = RESULTS_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"

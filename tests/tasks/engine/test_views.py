@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resize_image
 
 from pixelmill.configs.schema import AugmentationConfig, PreprocessConfig, TilingConfig
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.engine.views import choose_canvas, draw_view, plan_views, to_original
+from pixelmill.tasks.engine.decode import decode_image, read_header
+from pixelmill.tasks.engine.header import Header
+from pixelmill.tasks.engine.views import (
+    choose_canvas,
+    decode_scale,
+    draw_view,
+    draw_view_into,
+    place_whole,
+    plan_views,
+    to_original,
+)
 
 
 def make_spec(**changes) -> ModelSpec:
@@ -171,3 +184,120 @@ def test_without_antialiasing_a_pixel_is_interpolated_from_its_neighbours_alone(
         drawn[antialias] = draw_view(stripes, plan_views((8, 64), spec)[0], spec.preprocess)
     assert not drawn[False].any()  # falls between the stripes
     assert drawn[True].min() > 0
+
+
+# --- Into a place of a batch ----------------------------------------------------------------------
+
+
+def reference_view(pixels, placement, preprocess) -> np.ndarray:
+    """As torchvision resizes, with a copy for each step."""
+    height, width = placement.source_size
+    part = pixels[placement.top :, placement.left :][:height, :width]
+    image = torch.from_numpy(part.copy()).permute(2, 0, 1)
+    resized = resize_image(image, list(placement.resized), antialias=preprocess.antialias)
+    rows, columns = placement.content
+    content = resized.permute(1, 2, 0).numpy()[placement.crop_top :, placement.crop_left :]
+    content = content[:rows, :columns]
+    content = content[::-1] if placement.flip_y else content
+    content = content[:, ::-1] if placement.flip_x else content
+    canvas = np.full((*placement.canvas, 3), preprocess.pad_value, np.uint8)
+    canvas[:rows, :columns] = content
+    return canvas
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize(
+    "resize", [{}, {"resize": "stretch"}, {"resize": "center_crop", "crop_from": 70}]
+)
+@pytest.mark.parametrize("size", [(64, 96), (50, 201), (203, 51), (30, 40), (90, 90)])
+def test_a_view_drawn_into_a_batch_is_torchvisions(size, resize, antialias) -> None:
+    preprocess = PreprocessConfig(canvases=((64, 64),), antialias=antialias, **resize)
+    flips = AugmentationConfig(horizontal_flip=True, vertical_flip=True)
+    spec = make_spec(preprocess=preprocess, augmentation=flips)
+    batch = np.full((3, 64, 64, 3), 7, np.uint8)
+    pixels = noise(*size)
+    for placement in plan_views(size, spec):
+        draw_view_into(batch[1], pixels, placement, preprocess)
+        assert (batch[1] == reference_view(pixels, placement, preprocess)).all()
+    assert (batch[::2] == 7).all()
+
+
+def test_pixels_of_another_size_than_the_placement_is_for_are_refused() -> None:
+    preprocess = PreprocessConfig(canvases=((64, 64),))
+    with pytest.raises(ValueError, match=r"\(50, 60\) decoded at 1/1, got \(25, 30\)"):
+        draw_view(noise(25, 30), place_whole((50, 60), preprocess), preprocess)
+
+
+# --- Scaled decoding ------------------------------------------------------------------------------
+
+SCALED = PreprocessConfig(canvases=((320, 320),), decode="scaled")
+
+
+def jpeg_header(height: int, width: int, orientation: int = 1) -> Header:
+    return Header("jpeg", width, height, orientation)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [((480, 640), 1), ((958, 958), 1), ((960, 960), 2), ((1080, 1920), 4), ((3024, 4032), 8)],
+)
+def test_an_image_is_decoded_at_one_and_a_half_times_what_is_drawn_or_more(size, scale) -> None:
+    assert decode_scale(jpeg_header(*size), make_spec(preprocess=SCALED)) == scale
+
+
+def test_images_are_decoded_in_full_unless_the_model_says_otherwise() -> None:
+    full = PreprocessConfig(canvases=((320, 320),))
+    assert decode_scale(jpeg_header(3024, 4032), make_spec(preprocess=full)) == 1
+    assert decode_scale(Header("png", 4032, 3024), make_spec(preprocess=SCALED)) == 1
+
+
+def test_images_that_are_tiled_are_decoded_in_full() -> None:
+    spec = make_spec(preprocess=SCALED, tiling=TilingConfig(tile=(640, 640)))
+    assert decode_scale(jpeg_header(3024, 4032), spec) == 1
+    assert decode_scale(jpeg_header(3024, 4032), make_spec(preprocess=SCALED)) == 8
+
+
+def test_a_larger_view_of_an_image_asks_for_a_larger_decode() -> None:
+    scales = AugmentationConfig(scales=(1.0, 2.0))
+    spec = make_spec(preprocess=SCALED, augmentation=scales)
+    assert decode_scale(jpeg_header(3024, 4032), spec) == 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mirrored_image_is_scaled_only_where_no_padding_would_come_first(orientation) -> None:
+    spec = make_spec(preprocess=SCALED)
+    assert decode_scale(jpeg_header(3024, 4032, orientation), spec) == 8
+    expected = 8 if orientation in (1, 5) else 1
+    assert decode_scale(jpeg_header(3023, 4031, orientation), spec) == expected
+
+
+@pytest.mark.parametrize("orientation", [1, 5])
+@pytest.mark.parametrize("size", [(963, 1277), (1280, 960)])
+def test_a_scaled_decode_changes_the_key_and_not_where_things_are(size, orientation) -> None:
+    rng = np.random.default_rng(5)
+    coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95, exif=exif)
+    spec = make_spec(preprocess=PreprocessConfig(canvases=((200, 200),), decode="scaled"))
+    header = read_header(file.getvalue())
+    scale = decode_scale(header, spec)
+    assert scale == 4
+    full, scaled = (
+        decode_image(file.getvalue(), max_pixels=10**7, scale=each) for each in (1, scale)
+    )
+    assert scaled.original_size == full.original_size == (header.height, header.width)
+    (whole_view,) = plan_views(full.original_size, spec)
+    (view,) = plan_views(scaled.original_size, spec, scale)
+    expected = draw_view(full.pixels, whole_view, spec.preprocess)
+    found = draw_view(scaled.pixels, view, spec.preprocess)
+    rows, columns = (min(sides) for sides in zip(view.content, whole_view.content, strict=True))
+    error = found[:rows, :columns].astype(float) - expected[:rows, :columns]
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 38
+    # The far corner of the canvas' content is the far corner of what the decode covers
+    height, width = view.content
+    corner = to_original(torch.tensor([[0.0, 0.0, width, height]]), view)[0, 2:]
+    assert corner.tolist() == pytest.approx([-(-s // 4) * 4 for s in full.original_size[::-1]])
+    assert spec.key != make_spec(preprocess=PreprocessConfig(canvases=((200, 200),))).key
