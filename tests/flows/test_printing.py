@@ -37,6 +37,7 @@ def plan(**changes) -> Plan:
         "num_retried": 0,
         "num_missing": {"detector-1": 3, "segmenter-2": 2},
         "num_reused": {"detector-1": 1231, "segmenter-2": 1232},
+        "num_skipped": {},
         "num_bytes": 2_500_000,
         "num_shards": 2,
         "seconds_estimated": 600.0,

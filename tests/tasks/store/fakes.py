@@ -142,6 +142,18 @@ def make_run(
     return record
 
 
+def image_of(run: RunRecord, row):
+    """The image of a row of the plan."""
+    height, width = size_of(row["image_id"])
+    names = ("path", "source_uri", "size_bytes", "modified", "image_id")
+    return ImageRow(
+        collection=run.collection,
+        width=width,
+        height=height,
+        **{name: row[name] for name in names},
+    )
+
+
 def write_shard(store: Store, run: RunRecord, index: int) -> ShardWriter:
     """All but the commit."""
     writer = ShardWriter(store, run, index)
@@ -160,9 +172,8 @@ def write_shard(store: Store, run: RunRecord, index: int) -> ShardWriter:
         image_id = row["image_id"]
         height, width = size_of(image_id)
         writer.add_catalog(CatalogRow(**place, image_id=image_id, width=width, height=height))
-        image = ImageRow(**place, image_id=image_id, width=width, height=height)
         for spec in run.models:
-            writer.add_image(image, spec.key, prediction_of(image_id, spec))
+            writer.add_image(image_of(run, row), spec.key, prediction_of(image_id, spec))
     return writer
 
 
