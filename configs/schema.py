@@ -203,8 +203,9 @@ class _Model(Frozen):
     )
     architecture: str | None = Field(
         default=None,
-        description="a name that `pixelmill models` lists, `torchvision/<builder>`, `onnx`, or "
-        "`package.module:function`; left out: what the weights file says",
+        description="a name that `pixelmill models` lists, `torchvision/<builder>`, `onnx`, "
+        "`package.module:function`, or `torchscript` or `pickle` where the weights file is a "
+        "whole program (see trust); left out: what the weights file says",
     )
     arguments: dict[str, int | float | str | bool | tuple[int | float | str, ...] | None] = Field(
         default_factory=dict, description="keyword arguments of the architecture's builder"
@@ -212,6 +213,11 @@ class _Model(Frozen):
     weights: str = Field(
         description="a file (.safetensors, .pt, .onnx), `embedded:<name>` for ours, or "
         "`torchvision:<ENUM>` such as torchvision:DEFAULT"
+    )
+    trust: bool = Field(
+        default=False,
+        description="whoever made the weights file may run code here: TorchScript and pickled "
+        "modules are loaded only with it",
     )
     decode: str | None = Field(
         default=None,

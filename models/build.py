@@ -9,19 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pixelmill.configs.schema import ModelConfig, PreprocessConfig, TaskName
 from pixelmill.models import torchvision_zoo, zoo
-from pixelmill.models.checkpoint import CheckpointMeta, load_state, read_metadata
+from pixelmill.models.checkpoint import CheckpointMeta, read_metadata
 from pixelmill.models.interface import Network, ViewOutput
+from pixelmill.models.onnx_files import external_files
 from pixelmill.models.onnx_network import OnnxNetwork
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.torch_network import TorchNetwork
+from pixelmill.models.trust import (
+    PROGRAMS,
+    TORCHSCRIPT,
+    is_torchscript,
+    load_program,
+    load_tensors,
+    refuse_program,
+)
 from pixelmill.models.user_decode import load_decode, read_arrays
-from pixelmill.models.zoo import Architecture
+from pixelmill.models.zoo import Architecture, ReadOut
 
 __all__ = ["build_network", "list_architectures", "load_network", "locate_weights", "resolve_model"]
 
@@ -53,6 +61,7 @@ def resolve_model(config: ModelConfig, base: Path) -> ModelSpec:
     """
     weights_path = _find_weights(config, base)
     weights_file = locate_weights(weights_path)
+    refuse_program(config.name, weights_file, config.architecture, trusted=config.trust)
     meta = _own_metadata(config, weights_file)
     architecture = config.architecture or _guess_architecture(config, weights_file, meta)
     _check_task(config, architecture)
@@ -74,15 +83,16 @@ def resolve_model(config: ModelConfig, base: Path) -> ModelSpec:
         architecture=architecture,
         arguments=arguments,
         weights_path=weights_path,
-        weights_sha256=_digest(weights_file),
         decode_path=decode_path,
         decode_function=decode_function,
         decode_sha256=_digest(Path(decode_path)) if decode_path else None,
         classes=_needed_classes(config, classes),
         vocabulary=meta.vocabulary if meta else (),
         preprocess=_needed_preprocess(config, preprocess),
+        weights_sha256=_digest(weights_file),
         precision=config.precision,
         batch_size=config.batch_size,
+        trust=config.trust,
         **{
             name: getattr(config, name)
             for name in ("postprocess", "tiling", "augmentation")
@@ -107,9 +117,12 @@ def build_network(spec: ModelSpec, device: str = "cpu") -> Network:
         )
     if spec.architecture == ONNX:
         return OnnxNetwork(spec, str(weights_file), device)
+    if spec.architecture in PROGRAMS:
+        program = load_program(spec.name, weights_file, spec.architecture, trusted=spec.trust)
+        return TorchNetwork(program, spec, _user_read_out(spec), device)
     architecture = _find_architecture(spec)
     module = architecture.build(**spec.arguments)
-    state = _load_weights(weights_file)
+    state = load_tensors(spec.name, weights_file, trusted=spec.trust)
     try:
         module.load_state_dict(state)
     except RuntimeError as err:
@@ -189,6 +202,8 @@ def _guess_architecture(
         return meta.architecture
     if weights_file.suffix == ".onnx":
         return ONNX
+    if is_torchscript(weights_file):
+        return TORCHSCRIPT
     raise ValueError(
         f"{config.name}: {weights_file.name!r} does not say what network it belongs to; set "
         "architecture:"
@@ -196,7 +211,7 @@ def _guess_architecture(
 
 
 def _check_task(config: ModelConfig, architecture: str) -> None:
-    if architecture == ONNX or ":" in architecture:
+    if architecture == ONNX or architecture in PROGRAMS or ":" in architecture:
         return
     known = zoo.ARCHITECTURES.get(architecture)
     found = known if known else _torchvision_architecture(config.name, architecture)
@@ -246,6 +261,13 @@ def _needed_preprocess(
 
 
 def _digest(path: Path) -> str:
+    """Sha256 of a file; of an ONNX graph with its weights in other files, of all their digests."""
+    beside = external_files(path) if path.suffix == ".onnx" else ()
+    digests = [_file_digest(each) for each in (path, *beside)]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest() if beside else digests[0]
+
+
+def _file_digest(path: Path) -> str:
     status = path.stat()
     return _digest_of(str(path), status.st_size, status.st_mtime_ns)
 
@@ -277,6 +299,11 @@ def _custom_architecture(spec: ModelSpec) -> Architecture:
             f"{spec.name}: cannot import {function_name} from {module_name}: {err}; it must be "
             "installed on every worker"
         ) from err
+    return Architecture(build=build, tasks=(spec.task,), read_out=_user_read_out(spec))
+
+
+def _user_read_out(spec: ModelSpec) -> ReadOut:
+    """Raw outputs to predictions by the user's decode function."""
     decode = load_decode(spec)
 
     def read_out(
@@ -287,15 +314,4 @@ def _custom_architecture(spec: ModelSpec) -> Architecture:
         ]
         return read_arrays(arrays, spec, canvas, decode)
 
-    return Architecture(build=build, tasks=(spec.task,), read_out=read_out)
-
-
-def _load_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_state(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"{str(path)!r} must hold a state dict (names and tensors), got {type(state).__name__}"
-        )
-    return state
+    return read_out

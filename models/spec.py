@@ -34,6 +34,7 @@ class ModelSpec(BaseModel):
         decode_path: local file of the user's decode function and its name, or None; the digest of
             the source is part of the key, its place is not.
         batch_size: images per forward pass, "auto" by measurement; not part of the key.
+        trust: the weights file may run code; not part of the key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,12 +56,13 @@ class ModelSpec(BaseModel):
     tiling: TilingConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     batch_size: int | Literal["auto"] = "auto"
+    trust: bool = False
 
     @cached_property
     def key(self) -> str:
         """`<name>-<8 hex>`: a digest of all that changes results and of nothing else."""
         identity = self.model_dump(
-            mode="json", exclude={"name", "weights_path", "decode_path", "batch_size"}
+            mode="json", exclude={"name", "weights_path", "decode_path", "batch_size", "trust"}
         )
         if isinstance(self.postprocess, BoxPostprocess):
             identity["postprocess"].pop("keep_candidates")
