@@ -13,11 +13,20 @@ from pixelmill.tasks.store.backend import (
     open_backend,
     probe_create_if_absent,
 )
+from pixelmill.tasks.store.ledger import Ledger, end_run, run_ledger
 from pixelmill.tasks.store.publish import PublishSummary, publish
 from pixelmill.tasks.store.reader import Instances, Store
 from pixelmill.tasks.store.receipts import Receipt, StagedFile
 from pixelmill.tasks.store.rows import CatalogRow, FailureRow, ImageRow
-from pixelmill.tasks.store.runs import RunRecord, new_run_id, shard_id
+from pixelmill.tasks.store.runs import (
+    ModelCounts,
+    RunEnd,
+    RunRecord,
+    ShardRef,
+    SkipReason,
+    new_run_id,
+    shard_id,
+)
 from pixelmill.tasks.store.schemas import PLAN, TABLES
 from pixelmill.tasks.store.writer import ShardWriter
 
@@ -30,17 +39,24 @@ __all__ = [
     "FailureRow",
     "ImageRow",
     "Instances",
+    "Ledger",
     "LocalBackend",
+    "ModelCounts",
     "ObjectBackend",
     "PublishSummary",
     "Receipt",
+    "RunEnd",
     "RunRecord",
+    "ShardRef",
     "ShardWriter",
+    "SkipReason",
     "StagedFile",
     "Store",
+    "end_run",
     "new_run_id",
     "open_backend",
     "probe_create_if_absent",
     "publish",
+    "run_ledger",
     "shard_id",
 ]

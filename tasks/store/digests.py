@@ -1,17 +1,21 @@
 """Keys of rows as 16 raw bytes: what is published already is told by sorted arrays of them."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 import functools
 import hashlib
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixelmill.tasks.store.backend import Backend
 
-__all__ = ["KEY_COLUMNS", "Digests", "contains", "digests_of", "part_digests"]
+__all__ = ["KEY_COLUMNS", "Digests", "contains", "digests_of", "input_keys", "part_digests"]
 
 # Tables of which a key is published once only, and the columns that are its key within a model
 # (images) or a collection (catalog).
@@ -23,11 +27,17 @@ Digests = NDArray[np.bytes_]
 def digests_of(name: str, table: pa.Table) -> Digests:
     """(N,) S16: the image_id itself, or 128 bits of a hash of the catalog's key."""
     if name == "images":
-        raw = bytes.fromhex("".join(table["image_id"].to_pylist()))
+        raw = b"".join(_raw_ids(chunk) for chunk in table["image_id"].chunks)
     else:
         columns = [table[column].to_pylist() for column in KEY_COLUMNS[name]]
         raw = b"".join(_hash(values) for values in zip(*columns, strict=True))
     return np.frombuffer(raw, "S16")
+
+
+def _raw_ids(image_id: pa.StringArray) -> bytes:
+    """Ids joined in Arrow: as Python strings a million would be 80 MB."""
+    one_list = pa.ListArray.from_arrays(pa.array([0, len(image_id)], pa.int32()), image_id)
+    return bytes.fromhex(pc.binary_join(one_list, "")[0].as_py())
 
 
 def _hash(values: Iterable[object]) -> bytes:
@@ -36,16 +46,16 @@ def _hash(values: Iterable[object]) -> bytes:
 
 
 @functools.lru_cache(maxsize=65_536)
-def part_digests(backend: Backend, dataset_id: str, key: str) -> Digests:
+def part_digests(backend: Backend, dataset_id: str, name: str, path: str) -> Digests:
     """Sorted digests of a published part; only its key columns are read, once per process.
 
     Args:
         backend: of the store.
         dataset_id: of the store: a part of the same name in a store made anew is another part.
-        key: of the part.
+        name: of the table.
+        path: of the part.
     """
-    name = key.split("/")[0]
-    with backend.open(key) as file:
+    with backend.open(path) as file:
         table = pq.read_table(file, columns=KEY_COLUMNS[name])
     return np.sort(digests_of(name, table))
 
@@ -56,3 +66,10 @@ def contains(published: Digests, digests: Digests) -> NDArray[np.bool_]:
         return np.zeros(len(digests), bool)
     places = np.minimum(np.searchsorted(published, digests), len(published) - 1)
     return published[places] == digests
+
+
+def input_keys(table: pa.Table) -> pa.ChunkedArray:
+    """One string per row that says which file in which state: path, size and modification."""
+    return pc.binary_join_element_wise(
+        table["path"], table["size_bytes"].cast(pa.string()), table["modified"], "\0"
+    )

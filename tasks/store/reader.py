@@ -8,9 +8,10 @@ import statistics
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,11 @@ from numpy.typing import NDArray
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.store import layout
 from pixelmill.tasks.store.backend import Backend, open_backend, probe_create_if_absent
-from pixelmill.tasks.store.digests import contains, part_digests
+from pixelmill.tasks.store.digests import Digests, contains, part_digests
+from pixelmill.tasks.store.log import read_log
 from pixelmill.tasks.store.masks import read_planes
 from pixelmill.tasks.store.receipts import Receipt
-from pixelmill.tasks.store.runs import RunRecord, shard_id, shard_index
+from pixelmill.tasks.store.runs import RunEnd, RunRecord, shard_id, shard_index
 from pixelmill.tasks.store.schemas import FORMAT_VERSION, PLAN, TABLES, encode_table
 
 __all__ = ["Instances", "Store"]
@@ -34,8 +36,11 @@ __all__ = ["Instances", "Store"]
 # A million rows of a plan in 60 row groups: reading one shard touches one or two of them.
 _PLAN_ROW_GROUP_ROWS = 16_384
 _READERS = 8
+# Of a read whose parts were replaced meanwhile; replacements are minutes apart.
+_TRIES = 5
 _THROUGHPUT_RECEIPTS = 64
 
+T = TypeVar("T")
 Filter = tuple[str, str, Any]
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -112,13 +117,33 @@ class Store:
     def parts(self, name: str, **partitions: str) -> list[layout.Part]:
         """The published files of a table, in the order of publication.
 
+        They are those of one moment: all parts of a publication or none, either those that a
+        compaction replaced or those that took their place. One that was replaced since may be gone
+        when it is opened: `FileNotFoundError` then means to look again.
+
         Args:
             name: of the table.
             **partitions: values that `model`, `date` or `collection` must have.
         """
-        done = self._done()
-        found = [part for part in _list_parts(self.backend, name, partitions) if part.seq in done]
-        return sorted(found, key=lambda part: (part.seq, part.key))
+        log = read_log(self.backend, self.dataset_id)
+        while True:
+            listed = _list_parts(self.backend, name, partitions)
+            later = read_log(self.backend, self.dataset_id)
+            if later.replacements == log.replacements:
+                break
+            log = later  # files may have gone while they were listed
+        live = {
+            key: part for key, part in listed.items() if not part.tag and part.seq in log.published
+        }
+        for record in log.replacements:
+            for key in record.remove:
+                live.pop(key, None)
+            for added in record.add:
+                part = layout.parse_part(added.key)
+                if part.table == name and partitions.items() <= part.partitions.items():
+                    path = added.key if added.key in listed else added.staged
+                    live[added.key] = replace(part, path=path)
+        return sorted(live.values(), key=lambda part: (part.seq, part.key))
 
     def table(
         self,
@@ -156,18 +181,13 @@ class Store:
         in_file = [item for item in filters if item[0] not in table.partitions]
         if model is not None and "model" not in table.partitions and "model_key" in names:
             in_file.append(("model_key", "=", model))
-        parts = [
-            part
-            for part in self.parts(name, **chosen)
-            if all(_COMPARE[how](part.partitions[column], value) for column, how, value in on_path)
-        ]
         schema = pa.schema(
             [*table.schema, *(pa.field(key, pa.string(), False) for key in table.partitions)]
         )
         empty = schema.empty_table().select(wanted)
 
         def read(part: layout.Part) -> pa.Table:
-            rows = _read_part(self.backend, part.key, wanted, in_file)
+            rows = _read_part(self.backend, part, wanted, in_file)
             for key, value in part.partitions.items():
                 if key in wanted:
                     rows = rows.append_column(
@@ -175,8 +195,18 @@ class Store:
                     )
             return rows.select(wanted).cast(empty.schema)
 
-        with ThreadPoolExecutor(_READERS) as pool:
-            return pa.concat_tables([empty, *pool.map(read, parts)])
+        def read_all() -> pa.Table:
+            parts = [
+                part
+                for part in self.parts(name, **chosen)
+                if all(
+                    _COMPARE[how](part.partitions[column], value) for column, how, value in on_path
+                )
+            ]
+            with ThreadPoolExecutor(_READERS) as pool:
+                return pa.concat_tables([empty, *pool.map(read, parts)])
+
+        return _retried(read_all)
 
     def images(self, model: str | None = None) -> pd.DataFrame:
         """One row per image and model."""
@@ -222,14 +252,27 @@ class Store:
 
     def published_ids(self, model_key: str) -> NDArray[np.bytes_]:
         """Sorted image ids of a model's published images, as 16 raw bytes each (dtype S16)."""
-        parts = self.parts("images", model=model_key)
-        ids = [part_digests(self.backend, self.dataset_id, part.key) for part in parts]
+        ids = self.digests("images", model=model_key)
         return np.sort(np.concatenate([np.empty(0, "S16"), *ids]))
+
+    def digests(self, name: str, **partitions: str) -> list[Digests]:
+        """The sorted keys of the rows of each part, as 16 raw bytes each (dtype S16).
+
+        Args:
+            name: images or catalog.
+            **partitions: as in `parts`.
+        """
+        return _retried(
+            lambda: [
+                part_digests(self.backend, self.dataset_id, name, part.path)
+                for part in self.parts(name, **partitions)
+            ]
+        )
 
     # Single images
 
     def find(self, image: str, model: str | None = None) -> list[dict[str, Any]]:
-        """Rows of `images` of one image, one per model, with `model`, `date` and `seq` of the part.
+        """Rows of `images` of one image, one per model, with `model` and `date`.
 
         Args:
             image: an image_id, or a path as in the catalog; of a file that changed, the newest.
@@ -238,21 +281,34 @@ class Store:
         Raises:
             KeyError: there is none, or the path is in several collections.
         """
+        return [row for row, _ in self._find(image, model)]
+
+    def _find(self, image: str, model: str | None) -> list[tuple[dict[str, Any], layout.Part]]:
+        """Rows of `images` of one image, and the part of each."""
         image_id = image if re.fullmatch(r"[0-9a-f]{32}", image) else self._image_id(image)
         digest = np.array([bytes.fromhex(image_id)], "S16")
         chosen = {} if model is None else {"model": model}
-        rows: list[dict[str, Any]] = []
-        for part in self.parts("images", **chosen):
-            if contains(part_digests(self.backend, self.dataset_id, part.key), digest)[0]:
-                table = _rows_of_image(self.backend, self.dataset_id, part.key, image_id)
-                rows += [row | part.partitions | {"seq": part.seq} for row in table.to_pylist()]
-        if not rows:
+
+        def has_it(part: layout.Part) -> bool:
+            published = part_digests(self.backend, self.dataset_id, "images", part.path)
+            return bool(contains(published, digest)[0])
+
+        def look() -> list[tuple[dict[str, Any], layout.Part]]:
+            return [
+                (row | part.partitions, part)
+                for part in self.parts("images", **chosen)
+                if has_it(part)
+                for row in _rows_of_image(self.backend, self.dataset_id, part, image_id).to_pylist()
+            ]
+
+        found = _retried(look)
+        if not found:
             of_model = "" if model is None else f" by model {model!r}"
             raise KeyError(
                 f"no published predictions of image {image!r}{of_model}; see Store.failures() for "
                 "what could not be scored and Store.models() for the models"
             )
-        return rows
+        return found
 
     def semantic_mask(self, image: str, model: str | None = None) -> NDArray[Any]:
         """The label map of an image.
@@ -267,7 +323,7 @@ class Store:
         Raises:
             KeyError: unknown or ambiguous.
         """
-        row = self._only_row(image, model, "semantic_array", "semantic mask")
+        row, _ = self._only_row(image, model, "semantic_array", "semantic mask")
         array = self._mask_array(row["mask_store"], row["semantic_array"])
         return read_planes(array, row["semantic_row"], row["height"], row["width"])
 
@@ -281,10 +337,12 @@ class Store:
         Raises:
             KeyError: unknown, ambiguous, or without masks.
         """
-        row = self._only_row(image, model, "instances_array", "instance masks")
-        # One record publishes an image and its boxes, so their parts have the same number.
-        key = layout.part_key("detections", row, row["seq"])
-        table = _rows_of_image(self.backend, self.dataset_id, key, row["image_id"])
+
+        def look() -> tuple[dict[str, Any], pa.Table]:
+            row, part = self._only_row(image, model, "instances_array", "instance masks")
+            return row, self._beside(part, "detections", row["image_id"])
+
+        row, table = _retried(look)
         boxes = table.to_pandas().assign(model=row["model"], date=row["date"])
         array = self._mask_array(row["mask_store"], row["instances_array"])
         planes = read_planes(array, row["instances_row"], row["height"], row["width"])
@@ -292,13 +350,26 @@ class Store:
         values = boxes["mask_value"].to_numpy(planes.dtype)
         return Instances(boxes, planes[layers] == values[:, None, None])
 
-    def _only_row(self, image: str, model: str | None, column: str, what: str) -> dict[str, Any]:
-        rows = [row for row in self.find(image, model) if row[column] is not None]
-        if len(rows) == 1:
-            return rows[0]
-        if not rows:
+    def _beside(self, images: layout.Part, name: str, image_id: str) -> pa.Table:
+        """An image's rows in another table than `images`.
+
+        One record publishes an image and its boxes, and one record replaces them: their parts have
+        the same number.
+        """
+        for part in self.parts(name, **images.partitions):
+            if part.seq == images.seq:
+                return _rows_of_image(self.backend, self.dataset_id, part, image_id)
+        raise FileNotFoundError(f"{self.root}/{images.key} has no part of {name} beside it")
+
+    def _only_row(
+        self, image: str, model: str | None, column: str, what: str
+    ) -> tuple[dict[str, Any], layout.Part]:
+        found = [item for item in self._find(image, model) if item[0][column] is not None]
+        if len(found) == 1:
+            return found[0]
+        if not found:
             raise KeyError(f"image {image!r} has no {what}")
-        models = ", ".join(row["model"] for row in rows)
+        models = ", ".join(row["model"] for row, _ in found)
         raise KeyError(f"several models have {what} of {image!r}: name one of {models}")
 
     def _image_id(self, path: str) -> str:
@@ -356,6 +427,23 @@ class Store:
         entries = self.backend.list(layout.RUNS)
         return [Path(entry.key).stem for entry in entries if entry.key.endswith(".json")]
 
+    def open_runs(self) -> list[RunRecord]:
+        """Runs that have not ended, oldest first: they are running, or were killed."""
+        ended = {Path(entry.key).stem for entry in self.backend.list(layout.ENDS)}
+        return [self.run(run_id) for run_id in self.runs() if run_id not in ended]
+
+    def plan_rows(self, run_id: str) -> pa.Table:
+        """The inputs of a run, schema PLAN."""
+        with self.backend.open(layout.plan_key(run_id)) as file:
+            return pq.read_table(file)
+
+    def run_end(self, run_id: str) -> RunEnd | None:
+        """How a run ended; None if it runs, or was killed."""
+        try:
+            return RunEnd.model_validate_json(self.backend.get(layout.end_key(run_id)))
+        except FileNotFoundError:
+            return None
+
     def shard_rows(self, run_id: str, index: int) -> pa.Table:
         """The inputs of one shard, schema PLAN."""
         with self.backend.open(layout.plan_key(run_id)) as file:
@@ -400,56 +488,58 @@ class Store:
         with ThreadPoolExecutor(_READERS) as pool:
             return [Receipt.model_validate_json(data) for data in pool.map(self.backend.get, keys)]
 
-    def _done(self) -> set[int]:
-        entries = self.backend.list(layout.LOG)
-        return {int(Path(entry.key).stem) for entry in entries if entry.key.endswith(".done")}
+
+def _retried(read: Callable[[], T]) -> T:
+    """Read parts, and again if one was replaced by others before it was opened."""
+    for _ in range(_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return read()
+    return read()
 
 
-def _list_parts(backend: Backend, name: str, partitions: dict[str, str]) -> list[layout.Part]:
+def _list_parts(backend: Backend, name: str, partitions: dict[str, str]) -> dict[str, layout.Part]:
     prefix = name
     for key in TABLES[name].partitions:
         if key not in partitions:
             break
         prefix += f"/{key}={partitions[key]}"
-    parts = [layout.parse_part(entry.key) for entry in backend.list(prefix)]
-    return [
-        part
-        for part in parts
-        if all(part.partitions[key] == value for key, value in partitions.items())
-    ]
+    keys = [entry.key for entry in backend.list(prefix) if not layout.is_changing(entry.key)]
+    parts = {key: layout.parse_part(key) for key in keys}
+    return {
+        key: part for key, part in parts.items() if partitions.items() <= part.partitions.items()
+    }
 
 
 def _read_part(
-    backend: Backend, key: str, columns: Sequence[str], filters: Sequence[Filter]
+    backend: Backend, part: layout.Part, columns: Sequence[str], filters: Sequence[Filter]
 ) -> pa.Table:
-    table = TABLES[key.split("/")[0]]
-    in_file = [name for name in columns if name not in table.partitions]
-    with backend.open(key) as file:
+    in_file = [name for name in columns if name not in part.partitions]
+    with backend.open(part.path) as file:
         return pq.read_table(file, columns=in_file, filters=list(filters) or None)
 
 
-def _rows_of_image(backend: Backend, dataset_id: str, key: str, image_id: str) -> pa.Table:
+def _rows_of_image(backend: Backend, dataset_id: str, part: layout.Part, image_id: str) -> pa.Table:
     """An image's rows of one part: parts are sorted by image_id, so few row groups are read."""
-    ranges = _image_id_ranges(backend, dataset_id, key)
+    ranges = _image_id_ranges(backend, dataset_id, part.path)
     groups = [i for i, (low, high) in enumerate(ranges) if low <= image_id <= high]
-    tables = [_row_group(backend, dataset_id, key, i) for i in groups]
-    empty = TABLES[key.split("/")[0]].schema.empty_table()
+    tables = [_row_group(backend, dataset_id, part.path, i) for i in groups]
+    empty = TABLES[part.table].schema.empty_table()
     return pa.concat_tables([empty, *tables]).filter(ds.field("image_id") == image_id)
 
 
 @functools.lru_cache(maxsize=4096)
-def _image_id_ranges(backend: Backend, dataset_id: str, key: str) -> tuple[tuple[str, str], ...]:
+def _image_id_ranges(backend: Backend, dataset_id: str, path: str) -> tuple[tuple[str, str], ...]:
     """Least and greatest image_id of each row group, from the file's footer."""
-    with backend.open(key) as file:
+    with backend.open(path) as file:
         metadata = pq.read_metadata(file)
     columns = [metadata.row_group(i).column(0) for i in range(metadata.num_row_groups)]
     return tuple((column.statistics.min, column.statistics.max) for column in columns)
 
 
 @functools.lru_cache(maxsize=16)
-def _row_group(backend: Backend, dataset_id: str, key: str, index: int) -> pa.Table:
+def _row_group(backend: Backend, dataset_id: str, path: str, index: int) -> pa.Table:
     """A row group of a published part; looking up image after image finds it here."""
-    with backend.open(key) as file:
+    with backend.open(path) as file:
         return pq.ParquetFile(file).read_row_group(index)
 
 

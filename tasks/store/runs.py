@@ -2,15 +2,35 @@
 
 import re
 import secrets
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.models.spec import ModelSpec
 
-__all__ = ["RunRecord", "new_run_id", "shard_id", "shard_index"]
+__all__ = [
+    "ModelCounts",
+    "RunEnd",
+    "RunRecord",
+    "ShardRef",
+    "SkipReason",
+    "new_run_id",
+    "shard_id",
+    "shard_index",
+]
 
+# Why an input is not scored by a model, and need not be or was not to be:
+# predicted    its prediction by the model stands already
+# duplicate    the same bytes are scored under another path
+# quarantined  it failed for good before and has not changed since
+# other_run    another run scored it meanwhile, or claimed its shard
+# deadline     its shard would have ended after the deadline
+# stopped      the run was stopped before its shard was done
+SkipReason = Literal["predicted", "duplicate", "quarantined", "other_run", "deadline", "stopped"]
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S"
 RUN_ID_PATTERN = r"^\d{8}T\d{6}-[0-9a-f]{6}$"
 
 
@@ -23,6 +43,7 @@ class RunRecord(BaseModel):
         created_at: ISO 8601, UTC.
         config: the resolved `RunConfig` as JSON.
         listing: counts of the plan (listed, new, reused, ...), for people.
+        session: id of the session that planned it and works on it; see `claims`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +58,7 @@ class RunRecord(BaseModel):
     num_images: int = Field(ge=0)
     num_shards: int = Field(ge=0)
     listing: dict[str, int] = Field(default_factory=dict)
+    session: str = ""
 
     def model(self, model_key: str) -> ModelSpec:
         """The spec of one of the run's models.
@@ -51,10 +73,87 @@ class RunRecord(BaseModel):
         raise KeyError(f"run {self.run_id} has no model {model_key!r}, it has: {known}")
 
 
-def new_run_id(now: datetime | None = None) -> str:
-    """`YYYYMMDDTHHMMSS-<6 hex>` in UTC: sorts by time, never repeats."""
-    now = now or datetime.now(UTC)
-    return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+@dataclass(frozen=True, slots=True)
+class ShardRef:
+    """A shard of a run; all that travels to a worker.
+
+    Attributes:
+        num_images: inputs that it has.
+    """
+
+    run_id: str
+    index: int
+    num_images: int
+
+    @property
+    def id(self) -> str:
+        """Its name, the same for every try."""
+        return shard_id(self.run_id, self.index)
+
+
+class ModelCounts(BaseModel):
+    """What became of the listed inputs for one model; each input is in exactly one count.
+
+    Attributes:
+        listed: inputs.
+        scored: with something found.
+        scored_empty: with nothing found.
+        failed: by "stage/reason".
+        retryable: of the failed, those that the next run tries again.
+        skipped: by reason.
+        missing: by cause: inputs of which nothing is recorded. Always a fault.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listed: int = Field(ge=0)
+    scored: int = Field(ge=0)
+    scored_empty: int = Field(ge=0)
+    failed: dict[str, int] = Field(default_factory=dict)
+    retryable: int = Field(ge=0)
+    skipped: dict[SkipReason, int] = Field(default_factory=dict)
+    missing: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every input is accounted for, once."""
+        known = self.scored + self.scored_empty
+        known += sum(self.failed.values()) + sum(self.skipped.values())
+        return known == self.listed and not sum(self.missing.values())
+
+
+class RunEnd(BaseModel):
+    """How a run ended; a run without one was killed, or is running.
+
+    Attributes:
+        ended_at: ISO 8601, UTC.
+        state: complete: the ledger adds up and nothing was left for another run; stopped: it adds
+            up, and `reason` says what ended it early; incomplete: it does not add up; failed: the
+            run itself broke, or gave shards up.
+        ledger: by model key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str = Field(pattern=RUN_ID_PATTERN)
+    ended_at: str
+    state: Literal["complete", "incomplete", "stopped", "failed"]
+    reason: str | None = None
+    ledger: dict[str, ModelCounts]
+
+
+def new_run_id(now: datetime | None = None, *, after: str | None = None) -> str:
+    """`YYYYMMDDTHHMMSS-<6 hex>` in UTC: sorts by time, never repeats.
+
+    Args:
+        now: left out: the clock's time.
+        after: an id that the new one sorts behind, even if the clock has gone back since.
+    """
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    if after is not None:
+        last = datetime.strptime(after[:15], _TIME_FORMAT).replace(tzinfo=UTC)
+        now = max(now, last + timedelta(seconds=1))
+    return f"{now:{_TIME_FORMAT}}-{secrets.token_hex(3)}"
 
 
 def shard_id(run_id: str, index: int) -> str:

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,6 +7,7 @@ import pytest
 
 from pixelmill.tasks.store import Store, layout, publish
 from pixelmill.tasks.store.backend import LocalBackend
+from pixelmill.tasks.store.log import PublishMark
 
 RUN_A, RUN_B = "20260101T000000-aaaaaa", "20260102T000000-bbbbbb"
 TABLES = ("images", "detections", "candidates", "captions", "labels", "catalog", "failures")
@@ -203,13 +205,80 @@ def test_old_parts_are_read_once_per_process(store, fakes, contents, monkeypatch
     assert len(reads) == len(set(reads)) == 2 * (run.num_shards - 1)
 
 
-def test_damaged_staging_is_named(store, fakes, contents):
+def test_damaged_staging_is_left_out_and_the_rest_published(store, fakes, contents, caplog):
+    """A model's tables of a shard stand or fall together; the other model's are untouched."""
     run = fakes.make_run(store, contents, run_id=RUN_A)
-    receipt = fakes.score_shard(store, run, 0)
-    captions = next(file for file in receipt.files if file.table == "captions")
+    receipts = fakes.score_run(store, run)
+    captions = next(file for file in receipts[0].files if file.table == "captions")
     store.backend.put(captions.path, store.backend.get(captions.path)[:-1] + b"x")
-    with pytest.raises(RuntimeError, match=r"captions.*changed or damaged"):
-        publish(store)
+    summary = publish(store)
+    assert (summary.num_shards, summary.num_damaged, summary.num_images) == (3, 1, 16)
+    assert captions.path in caplog.text
+    assert "scored again by the next run" in caplog.text
+    lost = {fakes.image_id_of(contents[path]) for path in sorted(contents)[:4]}
+    whole = {fakes.image_id_of(content) for content in contents.values()}
+    assert set(store.images(fakes.SEMANTIC.key).image_id) == whole
+    assert set(store.images(fakes.INSTANCE.key).image_id) == whole - lost
+    assert not lost & set(store.boxes().image_id) & set(store.labels().image_id)
+    assert publish(store).num_records == 0
+
+
+@pytest.mark.parametrize("how", ["missing", "changed"])
+def test_what_was_left_out_is_scored_by_the_next_run(store, fakes, contents, how):
+    run = fakes.make_run(store, contents, run_id=RUN_A)
+    for receipt in fakes.score_run(store, run):
+        for file in receipt.files:
+            if file.table == "images":
+                store.backend.delete([file.path])
+                if how == "changed":
+                    store.backend.put(file.path, b"not a table")
+    assert publish(store).num_damaged == 3
+    fakes.score_run(store, fakes.make_run(store, contents, run_id=RUN_B))
+    assert publish(store).num_damaged == 0
+    assert_whole(store, fakes, contents)
+
+
+def test_damage_between_the_record_and_its_parts_is_left_out(store, fakes, contents, monkeypatch):
+    run = fakes.make_run(store, contents, run_id=RUN_A)
+    receipts = fakes.score_run(store, run)
+    with monkeypatch.context() as patch:
+        left = [1]
+        patch.setattr(LocalBackend, "put", dying(LocalBackend.put, [0]))
+        patch.setattr(LocalBackend, "create", dying(LocalBackend.create, left))
+        with pytest.raises(KeyboardInterrupt):
+            publish(store)
+    assert store.backend.exists(layout.log_key(0))
+    boxes = next(file for file in receipts[1].files if file.table == "detections")
+    store.backend.delete([boxes.path])
+    assert publish(store).num_redone == 1
+    assert len(store.images(fakes.INSTANCE.key)) == 6
+    fakes.score_run(store, fakes.make_run(store, contents, run_id=RUN_B))
+    publish(store)
+    assert_whole(store, fakes, contents)
+
+
+def test_an_unreadable_receipt_stops_nobody(store, fakes, contents, caplog):
+    run = fakes.make_run(store, contents, run_id=RUN_A)
+    fakes.score_run(store, run)
+    key = layout.receipt_key(RUN_A, f"{RUN_A}-000001")
+    store.backend.put(key, store.backend.get(key)[:-20])
+    summary = publish(store)
+    assert (summary.num_shards, summary.num_damaged) == (2, 1)
+    assert key in caplog.text
+    fakes.score_run(store, fakes.make_run(store, contents, run_id=RUN_B))
+    publish(store)
+    assert_whole(store, fakes, contents)
+
+
+def test_the_mark_of_a_publication_says_what_its_parts_were(published):
+    mark = PublishMark.model_validate_json(published.backend.get(layout.done_key(0)))
+    parts = [part for name in TABLES for part in published.parts(name)]
+    assert sorted(mark.parts) == sorted(part.key for part in parts)
+    for key, part in mark.parts.items():
+        data = published.backend.get(key)
+        assert part.sha256 == hashlib.sha256(data).hexdigest()
+        assert part.size_bytes == len(data)
+    assert mark.record.shards == tuple(f"{RUN_A}-{k:06d}" for k in range(3))
 
 
 def test_tables_hold_parts_and_nothing_else(published):
