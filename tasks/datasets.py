@@ -20,6 +20,7 @@ from pixelmill.models.targets import BoxTarget, CaptionTarget, SemanticTarget, T
 from pixelmill.tasks.engine.decode import decode_image
 from pixelmill.tasks.engine.views import Placement, draw_view, place_whole
 from pixelmill.tasks.metrics.detection import InstanceTruth, TruthImage
+from pixelmill.tasks.names import name_fault, place_inside
 from pixelmill.tasks.scenes import SEMANTIC_CLASSES, write_scenes
 from pixelmill.tasks.truth import (
     load_captions,
@@ -144,6 +145,8 @@ def split_names(
     """
     if config.split is not None:
         lines = (base / config.split).read_text(encoding="utf-8").split()
+        if faults := [fault for line in lines if (fault := name_fault(line))]:
+            raise ValueError(f"{base / config.split}: {faults[0]}")
         stems = {Path(line).stem for line in lines}
         chosen = {name for name in names if Path(name).stem in stems}
     else:
@@ -168,7 +171,7 @@ def _load_boxes(config: TrainConfig, source: DataSource, base: Path) -> Dataset:
     names, held_out = split_names(tuple(by_name), config, base)
     examples = []
     for name in names:
-        image, placement = _read_canvas(source.images / name, config)
+        image, placement = _read_canvas(place_inside(source.images, name), config)
         target = _box_target(truth, by_name[name], placement, with_masks=with_masks)
         examples.append(Example(image, (target,)))
     return Dataset(
@@ -217,7 +220,7 @@ def _load_captions(config: TrainConfig, source: DataSource, base: Path) -> Datas
     vocabulary = build_vocabulary(caption for name in names for caption in captions[name])
     examples = []
     for name in names:
-        image, _ = _read_canvas(source.images / name, config)
+        image, _ = _read_canvas(place_inside(source.images, name), config)
         sentences = (encode_caption(caption, vocabulary) for caption in captions[name])
         examples.append(Example(image, tuple(CaptionTarget(tokens) for tokens in sentences)))
     return Dataset(source, tuple(examples), held_out, classes=(), vocabulary=vocabulary)

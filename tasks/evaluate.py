@@ -37,6 +37,7 @@ from pixelmill.tasks.metrics.segmentation import (
     mean_iou,
     score_confusion,
 )
+from pixelmill.tasks.names import name_fault
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import Store
 from pixelmill.tasks.store.masks import read_planes
@@ -216,6 +217,9 @@ def _restrict(truth: _Truth, subset: Path) -> _Truth:
     if not subset.exists():
         raise FileNotFoundError(f"subset {subset} is not there; correct it, or leave it out")
     lines = subset.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if fault := name_fault(line.strip()):
+            raise ValueError(f"{subset}, line {number}: {fault}")
     wanted = {without_suffix(line.strip()) for line in lines if line.strip()}
     known = {without_suffix(name) for name in truth.names()}
     if absent := sorted(wanted - known):

@@ -23,6 +23,7 @@ from pixelmill.tasks.metrics.captions import score_captions
 from pixelmill.tasks.metrics.detection import encode_mask, score_detections
 from pixelmill.tasks.metrics.results import Metric
 from pixelmill.tasks.metrics.segmentation import confusion_counts, score_confusion
+from pixelmill.tasks.names import place_inside
 from pixelmill.tasks.predictions import Detections, ImagePrediction, MaskCrop
 from pixelmill.tasks.truth import (
     load_captions,
@@ -58,7 +59,9 @@ def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> d
     )
     spec = resolve_model(config, weights.parent)
     network = build_network(spec)
-    predictions = {name: _predict(network, spec, source.images / name) for name in names}
+    predictions = {
+        name: _predict(network, spec, place_inside(source.images, name)) for name in names
+    }
     if spec.task == "semantic_segmentation":
         return _shown(_score_semantic(predictions, source.truth, spec))
     if spec.task == "captioning":

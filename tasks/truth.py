@@ -1,6 +1,7 @@
 """Ground truth from files: COCO JSON, captions JSON, folders of label maps, label CSV.
 
-A loader reads the whole file and reports every fault at once, each with its remedy.
+A loader reads the whole file and reports every fault at once, each with its remedy. A name that
+leads out of its folder is a fault.
 """
 
 import csv
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pixelmill.tasks.metrics.detection import Category, InstanceTruth, TruthImage
+from pixelmill.tasks.names import name_fault, place_inside
 
 __all__ = [
     "CaptionTruth",
@@ -195,6 +197,9 @@ def _read_images(document: Mapping[str, Any], faults: list[str]) -> tuple[TruthI
                 f"{where}: needs an integer id and a file_name, got {identity!r}, {name!r}"
             )
             continue
+        if fault := name_fault(name):
+            faults.append(f"{where}: file_name {fault}")
+            continue
         if identity in images:
             faults.append(f"{where}: id {identity} is used twice; give each image its own")
             continue
@@ -338,6 +343,8 @@ def load_captions(path: Path) -> CaptionTruth:
         identity, name = _get(raw, "id"), _get(raw, "file_name")
         if not isinstance(identity, (int, str)) or not isinstance(name, str):
             faults.append(f"images[{index}]: needs an id and a file_name, got {raw!r}")
+        elif fault := name_fault(name):
+            faults.append(f"images[{index}]: file_name {fault}")
         elif identity in names:
             faults.append(f"images[{index}]: id {identity!r} is used twice; give each its own")
         else:
@@ -373,14 +380,20 @@ def load_semantic(folder: Path) -> SemanticTruth:
     to name) or a list (names in order of the value).
 
     Raises:
-        ValueError: no PNG there, or classes.json has another form.
+        ValueError: no PNG there, one is a link out of the folder, or classes.json has another
+            form.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: not a folder; label maps are PNG files named like the images")
-    maps = {
-        without_suffix(file.relative_to(folder).as_posix()): file
-        for file in sorted(folder.rglob("*.png"))
-    }
+    maps: dict[str, Path] = {}
+    faults: list[str] = []
+    for file in sorted(folder.rglob("*.png")):
+        name = file.relative_to(folder).as_posix()
+        try:
+            maps[without_suffix(name)] = place_inside(folder, name)
+        except ValueError as err:
+            faults.append(str(err))
+    _raise_faults(folder, faults)
     if not maps:
         raise ValueError(f"{folder}: no *.png; label maps are PNG files named like the images")
     places = (folder / "classes.json", folder.parent / "classes.json")
@@ -443,6 +456,8 @@ def load_labels(path: Path) -> LabelTruth:
             name, label = row["file_name"], row["label"]
             if not name or not label:
                 faults.append(f"line {reader.line_num}: file_name and label must not be empty")
+            elif fault := name_fault(name):
+                faults.append(f"line {reader.line_num}: file_name {fault}")
             elif labels.get(name, label) != label:
                 faults.append(
                     f"line {reader.line_num}: {name!r} is {label!r} here and {labels[name]!r} "
