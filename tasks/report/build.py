@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.display import printable
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.report.formats import (
     format_bytes,
@@ -179,6 +180,7 @@ def _environment(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
+        finalize=_tame,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -204,6 +206,11 @@ def _environment(
         "threshold": _SHOWN_SCORE,
     }
     return environment
+
+
+def _tame(value: object) -> object:
+    """Names of others without control characters, of which markup escaping lets all pass."""
+    return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def _digest(text: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from pixelmill.tasks.display import printable
 from pixelmill.tasks.metrics.results import Confusion, Curve
 from pixelmill.tasks.report.formats import format_count, format_value
 
@@ -77,18 +78,23 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _element(_tag: str, *children: str, **attributes: str | float | None) -> Markup:
-    """An element with escaped attributes; `class_` and `stroke_width` lose their underscores."""
+    """An element, all its text escaped; `class_` and `stroke_width` lose their underscores."""
     written = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
         for name, value in attributes.items()
         if value is not None
     )
-    inside = Markup("").join(children)
+    texts = (child if isinstance(child, Markup) else printable(child) for child in children)
+    inside = Markup("").join(texts)
     return Markup(f"<{_tag}{written}>{inside}</{_tag}>")
 
 
 def _number(value: str | float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return (
+        f"{value:.2f}".rstrip("0").rstrip(".")
+        if isinstance(value, float)
+        else printable(str(value))
+    )
 
 
 def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> Markup:

@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -43,10 +43,15 @@ _DELETE_BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object of a listing."""
+    """An object of a listing.
+
+    Attributes:
+        modified_s: Unix time of its last change, by the clock of where it lies.
+    """
 
     key: str
     size_bytes: int
+    modified_s: float = field(default=0.0, compare=False)
 
 
 class Backend(Hashable, Protocol):
@@ -175,6 +180,7 @@ class LocalBackend:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Walk the folder; no more is held than the entries of the folders on the way."""
+        prefix = prefix.rstrip("/")
         yield from _walk(str(self._path(prefix)), f"{prefix}/" if prefix else "")
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -258,7 +264,8 @@ class ObjectBackend:
     def list(self, prefix: str) -> Iterator[Entry]:
         """List, a page at a time; strongly consistent on S3, GCS and Azure."""
         for found in list_objects(self.root, prefix):
-            yield Entry(str(found["path"]), int(found["size"]))
+            modified_s = found["last_modified"].timestamp()
+            yield Entry(str(found["path"]), int(found["size"]), modified_s)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Bulk delete."""
@@ -388,7 +395,8 @@ def _walk(folder: str, prefix: str) -> Iterator[Entry]:
             yield from _walk(entry.path, prefix + name)
         elif entry.is_file():
             with suppress(FileNotFoundError):
-                yield Entry(prefix + name, entry.stat().st_size)
+                stat = entry.stat()
+                yield Entry(prefix + name, stat.st_size, stat.st_mtime)
 
 
 def make_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ from pixelmill.tasks.store import (
 )
 from pixelmill.tasks.store import ImageRow as StoredImage
 
-EVIL = "<script>alert(1)</script>"
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>javascript:alert(1)"
 COLLECTION = "harbour"
 RUN_ID = "20260101T000000-aaaaaa"
 HEIGHT, WIDTH = 48, 64

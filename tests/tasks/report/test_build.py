@@ -58,6 +58,17 @@ def test_hostile_names_stay_text(page, kit):
     assert kit.EVIL in {attrs.get("data-path", "")[5:-4] for attrs in page.find("article")}
 
 
+def test_names_that_turn_or_control_the_text_are_spelt_out(specs, evaluation, kit, tmp_path):
+    turned = "photo\u202egpj.\x1b[31m\u2066\x07"
+    classed = kit.make_spec("turner", "classification", (turned, "night"))
+    store = kit.write_store(tmp_path, (*specs[:3], classed), (f"{turned}.png",))
+    out = tmp_path / "report.html"
+    build_report(store, evaluation, out, collection=kit.COLLECTION, run_id=None)
+    page = kit.Page(out.read_text("utf-8"))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page.source)
+    assert page.text.count(r"photo\u202egpj.\x1b[31m\u2066\x07") >= 4
+
+
 def test_same_input_gives_the_same_bytes(path, store, evaluation, kit, tmp_path):
     again = build_report(
         store, evaluation, tmp_path / "again.html", collection=kit.COLLECTION, run_id=kit.RUN_ID

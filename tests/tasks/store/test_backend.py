@@ -64,11 +64,52 @@ def test_missing_objects_are_said_to_be_missing(backend):
         backend.open("absent")
 
 
+def test_order_of_a_listing_is_that_of_the_whole_keys(backend):
+    keys = ["a!x", "a/b-", "a/b.c", "a/b/c", "a/b0", "a0", "é/x", "\U0001f680"]
+    for key in reversed(keys):
+        backend.put(key, b"")
+    assert [entry.key for entry in backend.list("")] == sorted(keys)
+    assert [entry.key for entry in backend.list("a/")] == ["a/b-", "a/b.c", "a/b/c", "a/b0"]
+
+
 def test_delete_ignores_what_is_gone(backend):
-    backend.put("t/x", b"1")
-    backend.delete(["t/x", "t/absent"])
+    for key in ("t/x", "t/z"):
+        backend.put(key, b"1")
+    backend.delete(["t/absent", "t/x", "t/y", "t/z"])
     backend.delete([])
-    assert not backend.exists("t/x")
+    assert list(backend.list("t")) == []
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a\0b", ".."])
+def test_keys_do_not_lead_out_of_a_folder(tmp_path, key):
+    """They are read from receipts and tables, which another may have written."""
+    backend = LocalBackend(str(tmp_path / "store"))
+    (tmp_path / "x").write_bytes(b"secret")
+    for use in (
+        backend.get,
+        backend.exists,
+        backend.open,
+        backend.zarr_store,
+        lambda key: list(backend.list(key)),
+        lambda key: backend.put(key, b""),
+        lambda key: backend.create(key, b""),
+        lambda key: backend.delete([key]),
+    ):
+        with pytest.raises(ValueError, match="leads out of the store"):
+            use(key)
+    assert (tmp_path / "x").read_bytes() == b"secret"
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    backend = LocalBackend(str(tmp_path))
+    backend.put("a/x", b"")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        list(backend.list("a"))
 
 
 def test_open_reads_any_range(backend):
