@@ -16,6 +16,7 @@ detections; two convolutions instead of four before the upsampling; regions are 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -27,10 +28,11 @@ from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.backbone import ResidualBackbone
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.losses import giou_loss, sigmoid_focal_loss
-from pixelmill.models.ops.anchors import make_anchors
+from pixelmill.models.ops.anchors import cached_anchors
 from pixelmill.models.ops.boxes import box_iou, clip_boxes, decode_boxes
+from pixelmill.models.ops.candidates import best_candidates, fetch, in_blocks, pieces, survivors
 from pixelmill.models.ops.matching import BACKGROUND, IGNORED, match_anchors
-from pixelmill.models.ops.suppression import class_thresholds, hard_nms, rank
+from pixelmill.models.ops.suppression import class_thresholds
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
@@ -40,6 +42,9 @@ __all__ = ["RetinaMask", "RetinaOutput", "detection_loss", "detection_outputs"]
 # many easy negatives do not drown the first steps.
 PRIOR = 0.01
 ROI_SIZE = 14
+
+# Regions in one run of the mask head on a GPU
+_MASK_BLOCK = 64
 
 
 class RetinaOutput(NamedTuple):
@@ -182,10 +187,10 @@ class RetinaMask(nn.Module):
         levels = self.pyramid(self.backbone(images)[1:])
         return RetinaOutput(self.class_head(levels), self.box_head(levels), levels[:-1])
 
-    def anchors(self, canvas: tuple[int, int]) -> Tensor:
-        """(A, 4) boxes of a canvas (height, width), in the order of the outputs."""
-        return make_anchors(
-            canvas, self.strides, self.anchor_sizes, self.anchor_scales, self.anchor_ratios
+    def anchors(self, canvas: tuple[int, int], device: torch.device) -> Tensor:
+        """(A, 4) boxes of a canvas (height, width), in the order of the outputs; not to change."""
+        return cached_anchors(
+            canvas, self.strides, self.anchor_sizes, self.anchor_scales, self.anchor_ratios, device
         )
 
     def mask_logits(self, features: Sequence[Tensor], boxes_xyxy: Sequence[Tensor]) -> Tensor:
@@ -193,7 +198,7 @@ class RetinaMask(nn.Module):
 
         Args:
             features: P3, P4, P5 of the batch.
-            boxes_xyxy: per image (N_i, 4), canvas pixels.
+            boxes_xyxy: per image (N_i, 4), canvas pixels; on the CPU, or where the features are.
 
         Returns:
             (sum of N_i, K, 28, 28) logits.
@@ -203,8 +208,10 @@ class RetinaMask(nn.Module):
         """
         if self.mask_head is None:
             raise ValueError("this RetinaMask has no masks; build it with mask_head=True")
-        regions = _pool_regions(features, self.strides, boxes_xyxy)
-        return cast("Tensor", self.mask_head(regions.to(features[0].dtype)))
+        regions = _pool_regions(features, self.strides, boxes_xyxy).to(features[0].dtype)
+        if self.training:
+            return cast("Tensor", self.mask_head(regions))
+        return in_blocks(self.mask_head, regions, _MASK_BLOCK)
 
 
 def _pool_regions(
@@ -216,19 +223,24 @@ def _pool_regions(
     (112 pixels) as the canonical one.
     """
     boxes = torch.cat(list(boxes_xyxy))
-    image_index = torch.repeat_interleave(
-        torch.arange(len(boxes_xyxy), device=boxes.device),
-        torch.tensor([len(each) for each in boxes_xyxy], device=boxes.device),
-    )
-    rois = torch.cat((image_index[:, None].to(boxes.dtype), boxes), dim=1)
+    owners = [torch.full((len(each), 1), float(i)) for i, each in enumerate(boxes_xyxy)]
+    rois = torch.cat((torch.cat(owners).to(boxes), boxes), dim=1)
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(dim=1).sqrt()
     level_of_box = torch.log2(sides / (ROI_SIZE * strides[0])).floor().long()
     level_of_box = level_of_box.clamp(0, len(features) - 1)
-    regions = boxes.new_zeros(len(boxes), features[0].shape[1], ROI_SIZE, ROI_SIZE)
+    device = features[0].device
+    shape = len(boxes), features[0].shape[1], ROI_SIZE, ROI_SIZE
+    regions = torch.zeros(shape, dtype=torch.float32, device=device)
     for level, feature in enumerate(features):
-        here = level_of_box == level
-        regions[here] = roi_align(
-            feature.float(), rois[here], ROI_SIZE, 1 / strides[level], 2, aligned=True
+        # Asked of boxes on the CPU, this does not wait for a GPU
+        (here,) = torch.nonzero(level_of_box == level, as_tuple=True)
+        regions[here.to(device, non_blocking=True)] = roi_align(
+            feature.float(),
+            rois[here].to(device, non_blocking=True),
+            ROI_SIZE,
+            1 / strides[level],
+            2,
+            aligned=True,
         )
     return regions
 
@@ -244,17 +256,19 @@ def detection_outputs(
     """
     model = cast("RetinaMask", module)
     postprocess = cast("BoxPostprocess", spec.postprocess)
-    anchors = model.anchors(canvas).to(outputs.box_deltas.device)
-    threshold_logits = torch.logit(class_thresholds(postprocess, spec.classes)).to(anchors.device)
-    results = []
-    for index, (logits, deltas) in enumerate(
-        zip(outputs.class_logits.float(), outputs.box_deltas.float(), strict=True)
-    ):
-        candidates = _candidates(logits, deltas, anchors, threshold_logits, postprocess, canvas)
+    device = outputs.box_deltas.device
+    floors = torch.logit(class_thresholds(postprocess, spec.classes))
+    floors = floors.to(device, non_blocking=True)
+    results: list[BoxOutput] = []
+    for piece in pieces(len(outputs.class_logits), device):
+        logits, deltas = outputs.class_logits[piece].float(), outputs.box_deltas[piece].float()
+        found = _candidates(
+            logits, deltas, model.anchors(canvas, device), floors, postprocess, canvas
+        )
         if model.mask_head is not None:
-            features = [level[index : index + 1] for level in outputs.features]
-            candidates = _with_masks(model, features, candidates, postprocess)
-        results.append(candidates)
+            features = [level[piece] for level in outputs.features]
+            found = _with_masks(model, features, found, postprocess)
+        results += found
     return results
 
 
@@ -262,16 +276,17 @@ def _candidates(
     logits: Tensor,
     deltas: Tensor,
     anchors: Tensor,
-    threshold_logits: Tensor,
+    floors: Tensor,
     postprocess: BoxPostprocess,
     canvas: tuple[int, int],
-) -> BoxOutput:
-    anchor_index, labels = torch.nonzero(logits >= threshold_logits, as_tuple=True)
-    scores = logits[anchor_index, labels].sigmoid()
-    order = rank(scores)[: postprocess.pre_nms_top_k]
-    kept = anchor_index[order]
-    boxes_xyxy = clip_boxes(decode_boxes(deltas[kept], anchors[kept]), canvas)
-    return BoxOutput(boxes_xyxy.cpu(), scores[order].cpu(), labels[order].cpu())
+) -> list[BoxOutput]:
+    best = best_candidates(
+        logits >= floors,
+        lambda image, place, label: logits[image, place, label].sigmoid(),
+        postprocess.pre_nms_top_k,
+    )
+    kept = deltas.gather(1, best.places[..., None].expand(-1, -1, 4))
+    return fetch(clip_boxes(decode_boxes(kept, anchors[best.places]), canvas), best)
 
 
 def detection_loss(
@@ -290,7 +305,7 @@ def detection_loss(
     model = cast("RetinaMask", module)
     boxes = [cast("BoxTarget", target) for target in targets]
     height, width = (side * model.strides[0] for side in outputs.features[0].shape[-2:])
-    anchors = model.anchors((height, width)).to(outputs.box_deltas.device)
+    anchors = model.anchors((height, width), outputs.box_deltas.device)
     matches = torch.stack([match_anchors(box_iou(target.boxes_xyxy, anchors)) for target in boxes])
     num_matches = (matches >= 0).sum().clamp(min=1)
     terms = {
@@ -359,17 +374,13 @@ def _crop_masks(target: BoxTarget, regions_xyxy: Tensor, size: int) -> Tensor:
 def _with_masks(
     model: RetinaMask,
     features: Sequence[Tensor],
-    candidates: BoxOutput,
+    candidates: Sequence[BoxOutput],
     postprocess: BoxPostprocess,
-) -> BoxOutput:
+) -> list[BoxOutput]:
     """Add the masks; drop what the engine's suppression would drop with its mask."""
-    boxes_xyxy, scores, labels = candidates.boxes_xyxy, candidates.scores, candidates.labels
-    if postprocess.nms == "hard" and not postprocess.keep_candidates:
-        groups = torch.zeros_like(labels) if postprocess.class_agnostic else labels
-        kept = hard_nms(
-            boxes_xyxy, scores, groups, postprocess.iou_threshold, overlap=postprocess.overlap
-        )[: postprocess.max_detections]
-        boxes_xyxy, scores, labels = boxes_xyxy[kept], scores[kept], labels[kept]
-    logits = model.mask_logits(features, [boxes_xyxy.to(features[0].device)]).float().cpu()
-    mask_probs = logits[torch.arange(len(labels)), labels].sigmoid()
-    return BoxOutput(boxes_xyxy, scores, labels, mask_probs)
+    kept = [survivors(each, postprocess) for each in candidates]
+    logits = model.mask_logits(features, [each.boxes_xyxy for each in kept])
+    labels = torch.cat([each.labels for each in kept]).to(logits.device, non_blocking=True)
+    own = logits[torch.arange(len(labels), device=logits.device), labels]
+    probs = own.float().sigmoid().cpu().split([len(each.labels) for each in kept])
+    return [replace(each, mask_probs=mine) for each, mine in zip(kept, probs, strict=True)]

@@ -1,11 +1,26 @@
 """Reference boxes of a one-stage detector."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["make_anchors"]
+__all__ = ["cached_anchors", "make_anchors"]
+
+
+@functools.lru_cache(maxsize=64)
+def cached_anchors(
+    canvas: tuple[int, int],
+    strides: tuple[int, ...],
+    sizes: tuple[float, ...],
+    scales: tuple[float, ...],
+    ratios: tuple[float, ...],
+    device: torch.device,
+) -> Tensor:
+    """`make_anchors`, made and moved once per canvas and device; not to be written to."""
+    with torch.inference_mode(False):  # scoring may be the first to ask, training the next
+        return make_anchors(canvas, strides, sizes, scales, ratios).to(device)
 
 
 def make_anchors(

@@ -40,7 +40,7 @@ def targets():
 
 def perfect_output(model, target, features):
     """What a network would say that knows the truth."""
-    anchors = model.anchors(CANVAS)
+    anchors = model.anchors(CANVAS, torch.device("cpu"))
     iou, owner = box_iou(target.boxes_xyxy, anchors).max(dim=0)
     logits = torch.full((len(anchors), 3), -20.0)
     logits[torch.arange(len(anchors)), target.labels[owner]] = torch.where(iou > 0.4, 20.0, -20.0)
@@ -56,7 +56,7 @@ def test_parameter_count():
 @pytest.mark.parametrize("canvas", [(64, 96), (50, 77)])
 def test_there_is_one_prediction_per_anchor(model, canvas):
     outputs = model(torch.zeros(2, 3, *canvas))
-    num_anchors = len(model.anchors(canvas))
+    num_anchors = len(model.anchors(canvas, torch.device("cpu")))
     assert outputs.class_logits.shape == (2, num_anchors, 3)
     assert outputs.box_deltas.shape == (2, num_anchors, 4)
 
