@@ -53,6 +53,8 @@ REQUEST_RETRY_TIMEOUT = timedelta(minutes=2)
 # Of one operation, by us
 BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 20.0
+# Single failures are no news
+TELL_AFTER_S = 5.0
 _PATIENCE_S = 300.0
 PATIENCE_VARIABLE = "PIXELMILL_STORAGE_PATIENCE_S"
 
@@ -159,6 +161,7 @@ class _Outage:
 
     first: float
     last: float
+    is_told: bool = False
 
 
 _outages: dict[str, _Outage] = {}
@@ -201,13 +204,15 @@ def patiently(place: str, what: str, call: Callable[[], T]) -> T:
             outage = _outages.get(place)
             if outage is None or now - outage.last > patience:  # else nobody has asked since
                 outage = _outages[place] = _Outage(started, now)
+            outage.last = now
+            if now - outage.first > TELL_AFTER_S and not outage.is_told:
+                outage.is_told = True
                 logger.warning(
-                    "%s: trying again for up to %.0f s: %s",
+                    "%s fails, and is tried again for up to %.0f s: %s",
                     _name(place, what),
                     patience,
                     _brief(err),
                 )
-            outage.last = now
             bound = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (num_tries - 1))
             delay = random.uniform(0, bound)
             if now + delay - min(started, outage.first) > patience:

@@ -178,7 +178,19 @@ def test_what_will_not_pass_is_raised_at_once(error, expected):
         assert not is_transient(caught.value)
 
 
-def test_messages_have_no_secrets(monkeypatch):
+def test_an_outage_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(objects, "TELL_AFTER_S", 0.05)
+    monkeypatch.setattr(objects.random, "uniform", lambda low, high: 0.02)
+    patiently("s3://b", "k", Failing(*[TimeoutError("no answer")] * 8))
+    assert [record.getMessage() for record in caplog.records] == [
+        "s3://b/k fails, and is tried again for up to 300 s: no answer"
+    ]
+    caplog.clear()
+    patiently("s3://b", "k", Failing(TimeoutError()))
+    assert not caplog.records
+
+
+def test_messages_have_no_secrets():
     url = "https://acc.blob.core.windows.net/c/x?sv=2024&sig=abc%2Fdef"
     error = GenericError(f"error performing GET {url} - status code: 400 Bad Request")
     with pytest.raises(RefusedError) as caught:
