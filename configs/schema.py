@@ -1,5 +1,6 @@
 """What a run's YAML may say: every field with its type, unit, bounds, default and meaning."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
@@ -13,10 +14,12 @@ __all__ = [
     "ClassificationPostprocess",
     "ComputeConfig",
     "DetectionModel",
+    "EngineName",
     "EvaluationConfig",
     "IngestConfig",
     "InstanceModel",
     "ModelConfig",
+    "Precision",
     "PreprocessConfig",
     "RunConfig",
     "SemanticModel",
@@ -29,6 +32,8 @@ __all__ = [
 TaskName = Literal[
     "classification", "detection", "instance_segmentation", "semantic_segmentation", "captioning"
 ]
+EngineName = Literal["torch", "openvino", "torch-compile", "onnxruntime"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 CanvasSize = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
@@ -230,12 +235,37 @@ class _Model(Frozen):
     preprocess: PreprocessConfig | None = Field(
         default=None, description="left out: what the weights say"
     )
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the forward pass")
+    engine: EngineName | Literal["auto"] | None = Field(
+        default=None,
+        description="what runs the forward pass: torch, openvino (CPU), torch-compile (minutes of "
+        "compilation first), onnxruntime; auto: the fastest that is installed and answers as torch "
+        "does, decided once and remembered; left out: torch, and onnxruntime for .onnx files",
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="of the forward pass; bf16 for GPUs and CPUs with AMX, fp16 for GPUs",
+    )
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         default="auto",
         description="images per forward pass; auto: the fastest by measurement, found on first use "
         "and remembered in the store; never changes a result",
     )
+
+    @model_validator(mode="after")
+    def _engine_has_the_precision(self) -> "_Model":
+        known = _PRECISIONS.get(self.engine or "torch", ("fp32", "bf16", "fp16"))
+        if self.precision not in known:
+            raise ValueError(
+                f"engine: {self.engine} computes in {' or '.join(known)}, got {self.precision}"
+            )
+        return self
+
+
+# Of those that do not have all
+_PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
+    "openvino": ("fp32", "bf16"),
+    "onnxruntime": ("fp32",),
+}
 
 
 class _BoxModel(_Model):
@@ -307,6 +337,12 @@ class ComputeConfig(Frozen):
         "that an image takes beyond it ends itself; left out: what is held ahead is bounded still",
     )
     retries: int = Field(default=2, ge=0, description="tries again after a transient shard error")
+    max_failures: str | None = Field(
+        default=None,
+        pattern=r"^(\d+|\d{1,2}(\.\d+)?%|100%)$",
+        description="failures, or their share of the images such as 5%, after which the run is "
+        "taken for broken and ends; a share counts from 100 images on; left out: never",
+    )
     publish_every: int = Field(default=64, gt=0, description="receipts per publication")
     publish_seconds: float = Field(default=60.0, gt=0, description="or after this many seconds")
 

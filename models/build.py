@@ -15,10 +15,17 @@ from torch.utils._pytree import tree_leaves
 from pixelmill.configs.schema import ModelConfig, PreprocessConfig, TaskName
 from pixelmill.models import torchvision_zoo, zoo
 from pixelmill.models.checkpoint import CheckpointMeta, read_metadata
+from pixelmill.models.engines.choice import (
+    best_device,
+    choose_engine,
+    is_reference,
+    pass_gate,
+    settle_engine,
+)
 from pixelmill.models.interface import Network, ViewOutput
 from pixelmill.models.onnx_files import external_files
 from pixelmill.models.onnx_network import OnnxNetwork
-from pixelmill.models.spec import ModelSpec
+from pixelmill.models.spec import ONNX, ModelSpec, default_engine
 from pixelmill.models.torch_network import TorchNetwork
 from pixelmill.models.trust import (
     PROGRAMS,
@@ -33,7 +40,6 @@ from pixelmill.models.zoo import Architecture, ReadOut
 
 __all__ = ["build_network", "list_architectures", "load_network", "locate_weights", "resolve_model"]
 
-ONNX = "onnx"
 EMBEDDED = "embedded:"
 TORCHVISION = "torchvision:"
 
@@ -47,14 +53,22 @@ def list_architectures() -> dict[str, tuple[TaskName, ...]]:
     return ours | torchvision_zoo.list_architectures()
 
 
-def resolve_model(config: ModelConfig, base: Path) -> ModelSpec:
+def resolve_model(
+    config: ModelConfig, base: Path, *, device: str | None = None, num_images: int | None = None
+) -> ModelSpec:
     """Find everything that a config leaves out.
+
+    An engine other than the default one passes its parity gate here, or is replaced: see
+    `pixelmill.models.engines.choice`.
 
     Args:
         config: of one model.
         base: folder that relative paths in the config start from.
+        device: that will score, "cpu" or "cuda"; None: a GPU if this process sees one.
+        num_images: planned for each process, for `engine: auto`; None: not known.
 
     Raises:
+        ImportError: the engine is not installed.
         FileNotFoundError: weights or decode file do not exist.
         OSError: weights have to be fetched, and cannot be.
         ValueError: something is missing or does not fit together; the message says what to do.
@@ -77,7 +91,7 @@ def resolve_model(config: ModelConfig, base: Path) -> ModelSpec:
         classes, arguments = defaults.classes, defaults.arguments
         preprocess = preprocess or defaults.preprocess
     decode_path, decode_function = _find_decode(config, base)
-    return ModelSpec(
+    asked = ModelSpec(
         name=config.name,
         task=config.task,
         architecture=architecture,
@@ -99,6 +113,15 @@ def resolve_model(config: ModelConfig, base: Path) -> ModelSpec:
             if hasattr(config, name)
         },
     )
+    device = device or best_device()
+    engine = config.engine
+    if engine == "auto":
+        reference = asked.model_copy(update={"precision": "fp32"})
+        engine = choose_engine(reference, build_network, device=device, num_images=num_images)
+    if engine is not None:
+        asked = asked.model_copy(update={"engine": engine})
+    _check_engine(asked)
+    return settle_engine(asked, build_network, device=device)
 
 
 def build_network(spec: ModelSpec, device: str = "cpu") -> Network:
@@ -134,7 +157,11 @@ def build_network(spec: ModelSpec, device: str = "cpu") -> Network:
 
 
 def load_network(spec: ModelSpec, device: str = "cpu") -> Network:
-    """`build_network`, kept by this process for the next shard; safe to call from threads."""
+    """`build_network`, through its gate, kept for the next shard; safe to call from threads.
+
+    Raises:
+        ValueError: the engine does not answer here as it did where the run was planned.
+    """
     with _lock:
         return _cached_network(spec.model_dump_json(), device)
 
@@ -144,7 +171,18 @@ _lock = threading.Lock()
 
 @functools.lru_cache(maxsize=_CACHED_NETWORKS)
 def _cached_network(spec_json: str, device: str) -> Network:
-    return build_network(ModelSpec.model_validate_json(spec_json), device)
+    spec = ModelSpec.model_validate_json(spec_json)
+    network = build_network(spec, device)
+    if not is_reference(spec):
+        network.gate = pass_gate(spec, build_network, device=device, network=network)
+        if not network.gate.passed:
+            raise ValueError(
+                f"{spec.name}: on this machine {network.engine_used} does not answer as "
+                f"{default_engine(spec.architecture)} fp32 does: {'; '.join(network.gate.faults)}; "
+                "leave out engine: and precision: in the config and start a new run, or score on "
+                "machines of one kind"
+            )
+    return network
 
 
 def locate_weights(weights_path: str) -> Path:
@@ -219,6 +257,18 @@ def _check_task(config: ModelConfig, architecture: str) -> None:
         raise ValueError(
             f"{config.name}: {architecture} can do {', '.join(found.tasks)}, not {config.task}"
         )
+
+
+def _check_engine(spec: ModelSpec) -> None:
+    """Refuse what an engine cannot run at all, whatever the machine."""
+    if spec.architecture == ONNX and spec.engine in ("torch", "torch-compile"):
+        raise ValueError(
+            f"{spec.name}: {spec.engine} runs no .onnx file; set engine: onnxruntime or openvino"
+        )
+    if spec.engine == "onnxruntime" and spec.precision != "fp32":
+        raise ValueError(f"{spec.name}: onnxruntime computes in fp32, got {spec.precision}")
+    if spec.architecture in PROGRAMS and spec.engine != "torch":
+        raise ValueError(f"{spec.name}: a {spec.architecture} file runs with engine: torch only")
 
 
 def _torchvision_architecture(name: str, architecture: str) -> Architecture:

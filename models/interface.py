@@ -5,13 +5,22 @@ views, a `Network` scores a batch of them, and the outputs, in canvas pixels, ar
 the original image and merged by `pixelmill.tasks.engine`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoxOutput", "CaptionOutput", "ClassOutput", "Network", "SemanticOutput", "ViewOutput"]
+__all__ = [
+    "BoxOutput",
+    "CaptionOutput",
+    "ClassOutput",
+    "GateReport",
+    "Network",
+    "SemanticOutput",
+    "ViewOutput",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,24 @@ class ClassOutput:
 ViewOutput = BoxOutput | SemanticOutput | CaptionOutput | ClassOutput
 
 
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """How an engine's answers compare with those of PyTorch in float32.
+
+    Attributes:
+        figures: what was measured, by name; `pixelmill.models.engines.parity` explains them.
+        faults: the figures beyond their limits, in words; empty: the engine may be used.
+    """
+
+    figures: Mapping[str, float]
+    faults: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all figures are within their limits."""
+        return not self.faults
+
+
 class Network(Protocol):
     """A model that is ready to score; built by `pixelmill.models.build.build_network`.
 
@@ -80,9 +107,13 @@ class Network(Protocol):
 
     Attributes:
         device: where `forward` wants its images and leaves its raw outputs.
+        engine_used: engine and precision, such as "openvino fp32".
+        gate: how the engine compares with PyTorch in float32; None: it is that.
     """
 
     device: torch.device
+    engine_used: str
+    gate: GateReport | None
 
     def forward(self, images: Tensor) -> Any:
         """Start the forward pass of a batch.

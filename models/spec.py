@@ -2,27 +2,37 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.configs.schema import (
     AugmentationConfig,
     BoxPostprocess,
     CaptionPostprocess,
     ClassificationPostprocess,
+    EngineName,
     PreprocessConfig,
     TaskName,
     TilingConfig,
 )
 
-__all__ = ["RESULTS_VERSION", "ModelSpec"]
+__all__ = ["ONNX", "RESULTS_VERSION", "ModelSpec", "default_engine"]
+
+# The architecture of .onnx files
+ONNX = "onnx"
 
 # Raised when the code changes what is stored for the same spec: a new version is a new model key.
 RESULTS_VERSION = 1
 
 Arguments = dict[str, int | float | str | bool | tuple[int | float | str, ...] | None]
+
+
+def default_engine(architecture: str) -> EngineName:
+    """What runs a network where nothing else is asked for, and what others must agree with."""
+    return "onnxruntime" if architecture == ONNX else "torch"
 
 
 class ModelSpec(BaseModel):
@@ -33,6 +43,8 @@ class ModelSpec(BaseModel):
         weights_sha256: hex digest of that file.
         decode_path: local file of the user's decode function and its name, or None; the digest of
             the source is part of the key, its place is not.
+        engine: what runs the forward pass.
+        engine_note: why that is not the engine that the config asks for; not part of the key.
         batch_size: images per forward pass, "auto" by measurement; not part of the key.
         trust: the weights file may run code; not part of the key.
     """
@@ -52,6 +64,8 @@ class ModelSpec(BaseModel):
     vocabulary: tuple[str, ...] = ()
     preprocess: PreprocessConfig
     precision: str
+    engine: EngineName = Field(default_factory=lambda data: default_engine(data["architecture"]))
+    engine_note: str = ""
     postprocess: BoxPostprocess | CaptionPostprocess | ClassificationPostprocess | None = None
     tiling: TilingConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -62,8 +76,13 @@ class ModelSpec(BaseModel):
     def key(self) -> str:
         """`<name>-<8 hex>`: a digest of all that changes results and of nothing else."""
         identity = self.model_dump(
-            mode="json", exclude={"name", "weights_path", "decode_path", "batch_size", "trust"}
-        )
+            mode="json",
+            exclude={
+                "name", "weights_path", "decode_path", "engine_note", "batch_size", "trust",
+            },
+        )  # fmt: skip
+        if self.engine == default_engine(self.architecture):  # as before there was a choice
+            identity.pop("engine")
         if isinstance(self.postprocess, BoxPostprocess):
             identity["postprocess"].pop("keep_candidates")
         if self.preprocess.decode == "full":  # as before there was a choice
@@ -71,3 +90,9 @@ class ModelSpec(BaseModel):
         identity["results_version"] = RESULTS_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, but the copy finds its own key: pydantic copies what is cached too."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("key", None)
+        return copy

@@ -1,40 +1,39 @@
-"""Networks that PyTorch runs."""
+"""Networks that are PyTorch modules, whichever engine runs their trunk."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pixelmill.configs.schema import PreprocessConfig
-from pixelmill.models.fold import fold_batch_norm
+from pixelmill.models.engines.cache import cache_folder, digest
+from pixelmill.models.engines.compiled import CompiledTrunk
+from pixelmill.models.engines.onnxruntime import OnnxTrunk
+from pixelmill.models.engines.openvino import OpenVinoTrunk
+from pixelmill.models.engines.pixels import PixelTrunk, Trunk
+from pixelmill.models.engines.torch_eager import DTYPES, TorchTrunk, fold_module
 from pixelmill.models.interface import ViewOutput
+from pixelmill.models.network import EngineNetwork
 from pixelmill.models.spec import ModelSpec
 
-__all__ = ["TorchNetwork", "normalise"]
+__all__ = ["TorchNetwork"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def normalise(images: Tensor, preprocess: PreprocessConfig) -> Tensor:
-    """(B, H, W, 3) uint8 RGB -> (B, 3, H, W) float32 as the network was trained, channels last."""
-    if preprocess.channels == "bgr":
-        images = images.flip(-1)
-    # In units of the pixels, so that one subtraction and one division do it
-    mean = torch.tensor(preprocess.mean, device=images.device) * 255
-    std = torch.tensor(preprocess.std, device=images.device) * 255
-    return ((images - mean) / std).permute(0, 3, 1, 2)
+_OF_TORCH = ("torch", "torch-compile")
 
 
-class TorchNetwork:
-    """A module ready to score: folded, channels last, in the spec's precision.
+class TorchNetwork(EngineNetwork):
+    """A module ready to score: folded, channels last, in the spec's precision, in its engine.
 
     Args:
         module: maps normalised (B, 3, H, W) to raw outputs.
-        spec: its preprocess and precision are used, the rest goes to `read_out`.
+        spec: its preprocess, precision and engine are used, the rest goes to `read_out`.
         read_out: (module, raw outputs, spec, canvas (H, W)) -> one output per image.
         device: where it runs.
+
+    Raises:
+        ValueError: the engine or the precision does not run on this device.
+        ImportError: the engine is not installed.
     """
 
     def __init__(
@@ -44,44 +43,46 @@ class TorchNetwork:
         read_out: Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], Sequence[ViewOutput]],
         device: str | torch.device = "cpu",
     ) -> None:
-        canvas = spec.preprocess.canvases[0]
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(256, (1, *canvas, 3), dtype=torch.uint8, generator=generator)
-        module = fold_batch_norm(module.eval(), normalise(noise, spec.preprocess))
-        self.device = torch.device(device)
-        self._dtype = _DTYPES[spec.precision]
-        self._module = module.to(device=self.device, dtype=self._dtype).to(
-            memory_format=torch.channels_last
+        device = torch.device(device)
+        _check_device(spec, device)
+        folded = fold_module(module, spec.preprocess)
+        in_torch = spec.engine in _OF_TORCH
+        # The others convert a float32 module on the CPU, and its read-out stays there
+        dtype = DTYPES[spec.precision] if in_torch else torch.float32
+        place = device if in_torch else torch.device("cpu")
+        folded = folded.to(device=place, dtype=dtype).to(memory_format=torch.channels_last)
+        super().__init__(
+            _make_trunk(PixelTrunk(folded, spec.preprocess, dtype).to(place), spec, str(device)),
+            lambda raw, canvas: read_out(folded, raw, spec, canvas),
+            f"{spec.engine} {spec.precision}",
         )
-        self._spec = spec
-        self._read_out = read_out
-
-    def forward(self, images: Tensor) -> Any:
-        """Raw outputs of (B, H, W, 3) uint8 RGB canvases on the network's device; see `Network`."""
-        with _scoring():
-            return self._module(normalise(images, self._spec.preprocess).to(self._dtype))
-
-    def read_out(self, raw: Any, canvas: tuple[int, int]) -> list[ViewOutput]:
-        """Predictions of what `forward` gave; see `Network`."""
-        with _scoring():
-            return list(self._read_out(self._module, raw, self._spec, canvas))
-
-    def predict(self, images: Tensor) -> list[ViewOutput]:
-        """Score (B, H, W, 3) uint8 RGB canvases; see `Network`."""
-        height, width = images.shape[1:3]
-        return self.read_out(self.forward(images.to(self.device)), (height, width))
 
 
-@contextmanager
-def _scoring() -> Iterator[None]:
-    """Without gradients, and denormal numbers are zero.
+def _check_device(spec: ModelSpec, device: torch.device) -> None:
+    if device.type == "cpu" and spec.precision == "fp16":
+        raise ValueError(f"{spec.name}: fp16 is for GPUs; set precision: bf16 or fp32")
+    if device.type == "cuda" and spec.engine == "openvino":
+        raise ValueError(f"{spec.name}: OpenVINO is for CPUs; set engine: torch or torch-compile")
 
-    They made a published checkpoint 3.5 times slower. The switch belongs to the thread, and other
-    libraries in it may count on them: off again afterwards.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_flush_denormal(False)
+
+def _make_trunk(pixels: PixelTrunk, spec: ModelSpec, device: str) -> Trunk:
+    if spec.engine == "openvino":
+        return OpenVinoTrunk(pixels, spec.precision, _graph_folder(spec, "openvino"))
+    if spec.engine == "onnxruntime":
+        return OnnxTrunk(pixels, _graph_folder(spec, "onnx"), device)
+    if spec.engine == "torch-compile":
+        return CompiledTrunk(pixels)
+    return TorchTrunk(pixels)
+
+
+def _graph_folder(spec: ModelSpec, kind: str) -> Path | None:
+    """Where a model's graphs are kept; nowhere if its code is the user's, which may change."""
+    if ":" in spec.architecture:
+        return None
+    identity = {
+        "weights": spec.weights_sha256,
+        "architecture": spec.architecture,
+        "arguments": spec.arguments,
+        "pixels": spec.preprocess.model_dump(include={"mean", "std", "channels"}),
+    }
+    return cache_folder() / "graphs" / f"{kind}-{digest(identity)}"

@@ -6,7 +6,8 @@ from torch.utils._pytree import tree_leaves
 
 from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.interface import ClassOutput
-from pixelmill.models.torch_network import TorchNetwork, normalise
+from pixelmill.models.engines.pixels import normalise
+from pixelmill.models.torch_network import TorchNetwork
 from pixelmill.models.zoo import ARCHITECTURES
 
 ARGUMENTS = {
@@ -20,7 +21,7 @@ def tensors_of(outputs) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if torch.is_tensor(leaf)]
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_module_and_images_meet_on_the_networks_device(make_spec, name: str, precision: str):
     architecture = ARCHITECTURES[name]

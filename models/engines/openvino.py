@@ -1,0 +1,159 @@
+"""OpenVINO on the CPU: the fastest float32 of ours, and int8.
+
+Sends nothing: OpenVINO's Python package reports each import to its maker unless it is told not to
+(`openvino_telemetry`, on by default), so that package is hidden while ours imports it.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
+
+from pixelmill.models.engines.cache import keep_folder
+from pixelmill.models.engines.export import Shape, export_trunk, output_structure
+from pixelmill.models.engines.pixels import PixelTrunk
+
+__all__ = ["OpenVinoSession", "OpenVinoTrunk", "import_openvino"]
+
+_FILE_NAME = "model.xml"
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+def import_openvino() -> ModuleType:
+    """The package, without its reports.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        with _hidden("openvino_telemetry"):
+            import openvino
+    except ImportError as err:
+        raise ImportError(
+            "engine: openvino needs OpenVINO; install it with: pip install 'pixelmill[openvino]'"
+        ) from err
+    return openvino
+
+
+@contextlib.contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Make `import name` fail."""
+    known = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # what the import system means by it
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if known is not None:
+            sys.modules[name] = known
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that this processor would only imitate.
+
+    Raises:
+        ValueError: bf16 without AVX512-BF16 or AMX.
+    """
+    core = import_openvino().Core()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in capabilities:
+        raise ValueError(
+            "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); set precision: fp32"
+        )
+
+
+class OpenVinoSession:
+    """A graph compiled for one input shape.
+
+    Args:
+        model: an `openvino.Model` with static shapes.
+        precision: fp32, bf16, or int8 for a quantised model.
+    """
+
+    def __init__(self, model: Any, precision: str) -> None:
+        self._openvino = import_openvino()
+        settings = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            # One process per core, see the engine: one thread, which may run on any core. Pinned,
+            # the threads of all processes would share the first one.
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._compiled = self._openvino.Core().compile_model(model, "CPU", settings)
+        self._request = self._compiled.create_infer_request()
+        self._outputs = [
+            (tuple(each.shape), torch.from_numpy(np.empty(0, each.element_type.to_dtype())).dtype)
+            for each in self._compiled.outputs
+        ]
+
+    def __call__(self, array: NDArray[Any]) -> list[Tensor]:
+        """Outputs in new memory that is theirs."""
+        shared = self._openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+        self._request.set_input_tensor(0, shared)
+        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs]
+        for index, tensor in enumerate(outputs):
+            self._request.set_output_tensor(
+                index, self._openvino.Tensor(tensor.numpy(), shared_memory=True)
+            )
+        self._request.infer()
+        return outputs
+
+
+class _Graph(NamedTuple):
+    session: OpenVinoSession
+    structure: TreeSpec
+
+
+class OpenVinoTrunk:
+    """A module of ours, converted and compiled for each shape when it first comes.
+
+    Args:
+        trunk: in float32 on the CPU.
+        precision: fp32 or bf16.
+        folder: where converted graphs are kept for the next process; None: nowhere.
+    """
+
+    def __init__(self, trunk: PixelTrunk, precision: str, folder: Path | None = None) -> None:
+        check_precision(precision)
+        self.device = torch.device("cpu")
+        self._trunk = trunk
+        self._precision = precision
+        self._folder = folder
+        self._graphs: dict[Shape, _Graph] = {}
+
+    def __call__(self, images: Tensor) -> Any:
+        """See `Trunk`."""
+        shape = tuple(images.shape)
+        if shape not in self._graphs:
+            self._graphs[shape] = self._compile(shape)
+        session, structure = self._graphs[shape]
+        return tree_unflatten(session(images.numpy()), structure)
+
+    def _compile(self, shape: Shape) -> _Graph:
+        openvino = import_openvino()
+        if self._folder is None:
+            model = self._convert(shape)
+        else:
+            name = "x".join(str(side) for side in shape)
+            kept = keep_folder(
+                self._folder / name,
+                lambda folder: openvino.save_model(
+                    self._convert(shape), folder / _FILE_NAME, compress_to_fp16=False
+                ),
+            )
+            model = openvino.Core().read_model(kept / _FILE_NAME)
+        return _Graph(OpenVinoSession(model, self._precision), output_structure(self._trunk, shape))
+
+    def _convert(self, shape: Shape) -> Any:
+        model = import_openvino().convert_model(export_trunk(self._trunk, shape))
+        model.reshape(list(shape))
+        return model
