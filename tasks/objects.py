@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -32,11 +32,15 @@ from obstore.store import MemoryStore, from_url
 from pixelmill.tasks.display import printable, redact
 from pixelmill.tasks.transient import PERMANENT, RefusedError
 
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
 __all__ = ["OBJECT_SCHEMES", "list_objects", "open_objects", "patience_s", "patiently"]
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 
 T = TypeVar("T")
+_from_url: Any = from_url  # its overloads want to know the provider
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +134,10 @@ def _client(root: str, endpoint: str | None) -> tuple[Any, int]:
         config["endpoint"] = endpoint
         client_options["allow_http"] = endpoint.startswith("http://")
     try:
-        objects = from_url(
+        objects = _from_url(
             root,
             config=config,
-            client_options=client_options,  # type: ignore[arg-type]  # a TypedDict that is built
+            client_options=client_options,
             retry_config={
                 "max_retries": REQUEST_RETRIES,
                 "retry_timeout": REQUEST_RETRY_TIMEOUT,
@@ -281,7 +285,7 @@ def _brief(err: BaseException) -> str:
 # --- Listing --------------------------------------------------------------------------------------
 
 
-def list_objects(root: str, prefix: str) -> Iterator[dict[str, Any]]:
+def list_objects(root: str, prefix: str) -> "Iterator[ObjectMeta]":
     """All objects below a prefix, sorted by key, a page at a time.
 
     A page that fails is asked for again, from the last key that came.
@@ -300,7 +304,7 @@ def list_objects(root: str, prefix: str) -> Iterator[dict[str, Any]]:
     if root.partition("://")[2].partition("/")[0].endswith(_UNSORTED_SUFFIX):
         stream = functools.partial(obstore.list, objects, prefix or None)
         yield from sorted(
-            patiently(root, prefix, lambda: [one for page in stream() for one in page]),  # type: ignore[misc,arg-type]
+            patiently(root, prefix, lambda: [one for page in stream() for one in page]),
             key=lambda one: one["path"],
         )
         return

@@ -115,7 +115,7 @@ class FaultyS3:
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         return Handler

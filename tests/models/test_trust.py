@@ -11,7 +11,7 @@ from torch import nn
 
 from pixelmill.configs.schema import DetectionModel, PreprocessConfig, SemanticModel
 from pixelmill.models.build import build_network, resolve_model
-from pixelmill.models.interface import SemanticOutput
+from pixelmill.models.interface import BoxOutput, SemanticOutput
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.trust import is_torchscript, load_program, load_tensors
 
@@ -44,7 +44,7 @@ def folder(tmp_path):
     """A TorchScript archive, a pickled module, a state dict, and three pickles that attack."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.trace(Mean(), torch.zeros(1, 3, 8, 8)).save(tmp_path / "script.pt")
+        torch.jit.save(torch.jit.trace(Mean(), torch.zeros(1, 3, 8, 8)), tmp_path / "script.pt")
     torch.save(Mean(), tmp_path / "module.pt")
     torch.save(Mean().state_dict(), tmp_path / "state.pt")
     attack = {"weight": torch.zeros(2, 3), "extra": Attack(tmp_path / "owned")}
@@ -134,6 +134,7 @@ def test_a_trusted_detector_reads_by_its_own_function(folder):
     (output,) = build_network(resolve_model(config, folder)).predict(
         torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
     )
+    assert isinstance(output, BoxOutput)
     assert output.labels.tolist() == [1]
 
 
