@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pixelmill.models.ops.boxes import box_area
 
-__all__ = ["dice_loss", "giou_loss", "sigmoid_focal_loss", "weighted_sum"]
+__all__ = ["dice_loss", "giou_loss", "hard_negatives", "sigmoid_focal_loss", "weighted_sum"]
 
 
 def sigmoid_focal_loss(
@@ -54,6 +54,25 @@ def giou_loss(predicted_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     hull_high = torch.maximum(predicted_xyxy[:, 2:], target_xyxy[:, 2:])
     hull = (hull_high - hull_low).prod(dim=1)
     return 1 - intersection / union + (hull - union) / hull
+
+
+def hard_negatives(errors: Tensor, positive: Tensor, ratio: float) -> Tensor:
+    """The negatives with the largest errors, some for each positive of the same image.
+
+    Args:
+        errors: (B, A) float, what each would cost.
+        positive: (B, A) bool.
+        ratio: negatives per positive, at least one an image.
+
+    Returns:
+        (B, A) bool, false where `positive` is true.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 2.2.
+    """
+    wanted = (ratio * positive.sum(dim=1, keepdim=True)).clamp(min=1)
+    of_negatives = errors.detach().masked_fill(positive, float("-inf"))
+    place = of_negatives.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (place < wanted) & ~positive
 
 
 def dice_loss(probs: Tensor, targets: Tensor, *, epsilon: float = 1e-6) -> Tensor:

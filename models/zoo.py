@@ -18,9 +18,13 @@ from pixelmill.models.semantic import semantic_loss, semantic_outputs
 from pixelmill.models.semantic_fpn import SemanticFPN
 from pixelmill.models.show_attend_tell import ShowAttendTell, caption_loss, caption_outputs
 from pixelmill.models.spec import ModelSpec
+from pixelmill.models.ssd import SSD, ssd_loss, ssd_outputs
 from pixelmill.models.targets import Target
 from pixelmill.models.unet import UNet
 from pixelmill.models.unet_plus_plus import UNetPlusPlus
+from pixelmill.models.yolo_v1 import YOLOv1, yolo_v1_loss, yolo_v1_outputs
+from pixelmill.models.yolo_v2 import YOLOv2, yolo_v2_loss, yolo_v2_outputs
+from pixelmill.models.yolo_v3 import YOLOv3, yolo_v3_loss, yolo_v3_outputs
 
 __all__ = ["ARCHITECTURES", "Architecture", "Loss", "ReadOut"]
 
@@ -68,6 +72,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         read_out=detection_outputs,
         loss=detection_loss,
     ),
+    "ssd": Architecture(SSD, ("detection",), ssd_outputs, ssd_loss),
+    "yolo_v1": Architecture(YOLOv1, ("detection",), yolo_v1_outputs, yolo_v1_loss),
+    "yolo_v2": Architecture(YOLOv2, ("detection",), yolo_v2_outputs, yolo_v2_loss),
+    "yolo_v3": Architecture(YOLOv3, ("detection",), yolo_v3_outputs, yolo_v3_loss),
     "full_resolution": _semantic(FullResolutionNet),
     "encoder_decoder": _semantic(EncoderDecoder),
     "unet": _semantic(UNet),

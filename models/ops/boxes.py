@@ -9,6 +9,7 @@ __all__ = [
     "box_area",
     "box_ios",
     "box_iou",
+    "box_iou_pairs",
     "clip_boxes",
     "decode_boxes",
     "encode_boxes",
@@ -22,7 +23,7 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
-    """(N,) areas; zero where a box is inside out."""
+    """(...,) areas of (..., 4) boxes; zero where a box is inside out."""
     width, height = _sides(boxes_xyxy)
     return width.clamp(min=0) * height.clamp(min=0)
 
@@ -32,6 +33,14 @@ def box_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     intersection = _intersection(boxes_xyxy, others_xyxy)
     union = box_area(boxes_xyxy)[:, None] + box_area(others_xyxy)[None, :] - intersection
     return _ratio(intersection, union)
+
+
+def box_iou_pairs(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Intersection over union of (..., 4) boxes with (..., 4) others, shapes that broadcast."""
+    low = torch.maximum(boxes_xyxy[..., :2], others_xyxy[..., :2])
+    high = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    return _ratio(intersection, box_area(boxes_xyxy) + box_area(others_xyxy) - intersection)
 
 
 def box_ios(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:

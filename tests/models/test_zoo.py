@@ -7,6 +7,14 @@ from pixelmill.models.zoo import ARCHITECTURES
 
 OUTPUTS = {
     "retinamask": (BoxOutput, {"num_classes": 3, "width": 8}, BoxPostprocess()),
+    "ssd": (BoxOutput, {"num_classes": 3, "backbone": "mobilenet_v3_large"}, BoxPostprocess()),
+    "yolo_v1": (
+        BoxOutput,
+        {"num_classes": 3, "variant": "tiny", "width": 16, "image_size": 64},
+        BoxPostprocess(),
+    ),
+    "yolo_v2": (BoxOutput, {"num_classes": 3, "variant": "tiny", "width": 4}, BoxPostprocess()),
+    "yolo_v3": (BoxOutput, {"num_classes": 3, "variant": "tiny", "width": 4}, BoxPostprocess()),
     "full_resolution": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
     "encoder_decoder": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
     "unet": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
@@ -35,6 +43,9 @@ OUTPUTS = {
 }
 
 
+CANVASES = {"ssd": (300, 300), "yolo_v1": (64, 64)}
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_built_is_read_out_as_its_task_needs(name, make_spec):
     architecture = ARCHITECTURES[name]
@@ -45,8 +56,9 @@ def test_what_is_built_is_read_out_as_its_task_needs(name, make_spec):
     torch.manual_seed(0)
     module = architecture.build(**arguments).eval()
     with torch.no_grad():
-        outputs = module(torch.zeros(2, 3, 64, 96))
-        found = architecture.read_out(module, outputs, spec, (64, 96))
+        canvas = CANVASES.get(name, (64, 96))
+        outputs = module(torch.zeros(2, 3, *canvas))
+        found = architecture.read_out(module, outputs, spec, canvas)
     assert [type(each) for each in found] == [kind, kind]
 
 
