@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 __all__ = [
     "AugmentationConfig",
@@ -36,6 +36,18 @@ EngineName = Literal["torch", "openvino", "torch-compile", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 CanvasSize = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+
+
+def _on_local_disk(path: str) -> str:
+    scheme, separator, _ = path.partition("://")
+    if separator:
+        raise ValueError(
+            f"must be on a local disk, got a {scheme}:// URL; copy it here and name the copy"
+        )
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_on_local_disk)]
 
 
 class Frozen(BaseModel):
@@ -215,7 +227,7 @@ class _Model(Frozen):
     arguments: dict[str, int | float | str | bool | tuple[int | float | str, ...] | None] = Field(
         default_factory=dict, description="keyword arguments of the architecture's builder"
     )
-    weights: str = Field(
+    weights: LocalPath = Field(
         description="a file (.safetensors, .pt, .onnx), `embedded:<name>` for ours, or "
         "`torchvision:<ENUM>` such as torchvision:DEFAULT"
     )
@@ -350,15 +362,17 @@ class ComputeConfig(Frozen):
 class EvaluationConfig(Frozen):
     """Where truth is, and how it is compared."""
 
-    instances: str | None = Field(
+    instances: LocalPath | None = Field(
         default=None, description="COCO JSON with boxes and masks, relative to the images' parent"
     )
-    semantic: str | None = Field(
+    semantic: LocalPath | None = Field(
         default=None, description="folder of PNG label maps named like the images"
     )
-    captions: str | None = Field(default=None, description="COCO captions JSON")
-    labels: str | None = Field(default=None, description="CSV with the columns file_name and label")
-    subset: str | None = Field(
+    captions: LocalPath | None = Field(default=None, description="COCO captions JSON")
+    labels: LocalPath | None = Field(
+        default=None, description="CSV with the columns file_name and label"
+    )
+    subset: LocalPath | None = Field(
         default=None,
         description="text file of the images to compare, one a line, suffix or not, such as "
         "the held-out list that training writes; left out: all of the truth",
@@ -408,14 +422,16 @@ class TrainConfig(Frozen):
         default_factory=dict, description="keyword arguments of the architecture's builder"
     )
     preprocess: PreprocessConfig
-    images: str = Field(description="folder of images, or `scenes:<count>:<seed>` to render them")
-    truth: str | None = Field(
+    images: LocalPath = Field(
+        description="folder of images, or `scenes:<count>:<seed>` to render them"
+    )
+    truth: LocalPath | None = Field(
         default=None, description="COCO JSON, folder of label maps, or captions JSON"
     )
     classes: tuple[str, ...] | None = Field(
         default=None, description="semantic class names by label value; others read the truth's"
     )
-    split: str | None = Field(
+    split: LocalPath | None = Field(
         default=None, description="text file of the file stems to train on; left out: by fraction"
     )
     train_fraction: float = Field(
@@ -427,7 +443,7 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(default=1e-4, ge=0)
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast if bf16")
     seed: int = Field(default=0, ge=0)
-    init: str | None = Field(
+    init: LocalPath | None = Field(
         default=None,
         description="checkpoint whose tensors of the same name and shape are started from; a "
         "file, or `embedded:<name>` for ours",
