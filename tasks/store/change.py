@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
@@ -80,6 +81,8 @@ class Change:
             listed: then nothing was done.
         """
         backend = self._store.backend
+        # Links are as old as what they link to: this tells how old the change is.
+        backend.put(f"{layout.change_of(self._nonce)}/started", b"")
         while True:
             log, _ = roll_forward(self._store)
             gone = {key for done in log if isinstance(done, ReplaceRecord) for key in done.remove}
@@ -95,6 +98,7 @@ class Change:
             record = ReplaceRecord(
                 seq=len(log),
                 op=self._op,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 remove=self._remove,
                 add=tuple(self._add),
                 mask_stores=self._mask_stores,

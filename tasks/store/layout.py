@@ -7,15 +7,20 @@ from pixelmill.tasks.store.schemas import TABLES
 
 __all__ = [
     "CLAIMS",
+    "CRUMBS",
+    "CURRENT",
     "DATASET",
     "ENDS",
     "LOG",
     "RECEIPTS",
     "RUNS",
+    "STAGING",
     "Part",
     "claim_key",
+    "current_key",
     "done_key",
     "end_key",
+    "is_changing",
     "log_key",
     "mask_store_key",
     "parse_claim",
@@ -37,7 +42,10 @@ ENDS = "_commit/ends"
 RECEIPTS = "_commit/receipts"
 LOG = "_commit/log"
 DAMAGED = "_commit/damaged"
+STAGING = "_commit/staging"
+CRUMBS = "_commit/crumbs"
 CHANGES = "_commit/changes"
+CURRENT = "_commit/current"
 CLAIMS = "_commit/claims"
 
 
@@ -73,7 +81,7 @@ def damage_key(run_id: str, shard: str) -> str:
 
 def staging_of(shard: str, attempt: str) -> str:
     """The folder of an attempt's tables."""
-    return f"_commit/staging/{shard}-{attempt}"
+    return f"{STAGING}/{shard}-{attempt}"
 
 
 def staged_key(shard: str, attempt: str, table: str, model_key: str | None) -> str:
@@ -130,6 +138,11 @@ def replaced_key(seq: int) -> str:
 def change_of(nonce: str) -> str:
     """The folder of a change of parts: what is prepared before its record is created."""
     return f"{CHANGES}/{nonce}"
+
+
+def current_key(seq: int) -> str:
+    """A promotion or the undoing of one."""
+    return f"{CURRENT}/{seq:08d}.json"
 
 
 def changing_key(folder: str, nonce: str) -> str:

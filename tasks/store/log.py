@@ -22,6 +22,7 @@ __all__ = [
     "PublishMark",
     "PublishRecord",
     "ReplaceRecord",
+    "load_mark",
     "load_record",
     "read_log",
 ]
@@ -89,6 +90,7 @@ class ReplaceRecord(BaseModel):
 
     Attributes:
         op: why: small parts merged, a model's predictions removed, damage mended.
+        created_at: ISO 8601, UTC; for people.
         remove: keys of parts; a name that was removed is never used again.
         mask_stores: stores of masks that no row names any more.
         folders: partition folders whose new content stands ready in the change's folder, to be
@@ -100,6 +102,7 @@ class ReplaceRecord(BaseModel):
 
     seq: int
     op: Literal["compact", "prune", "repair"]
+    created_at: str
     remove: tuple[str, ...]
     add: tuple[AddedPart, ...] = ()
     mask_stores: tuple[str, ...] = ()
@@ -144,3 +147,9 @@ _RECORD: TypeAdapter[PublishRecord | ReplaceRecord] = TypeAdapter(PublishRecord 
 def load_record(backend: Backend, dataset_id: str, key: str) -> PublishRecord | ReplaceRecord:
     """Records never change; one process reads each once (of a store of this identity)."""
     return _RECORD.validate_json(backend.get(key))
+
+
+@functools.lru_cache(maxsize=256)
+def load_mark(backend: Backend, dataset_id: str, seq: int) -> PublishMark:
+    """The mark of a finished publication."""
+    return PublishMark.model_validate_json(backend.get(layout.done_key(seq)))

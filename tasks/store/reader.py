@@ -21,11 +21,19 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
+from pixelmill.configs.schema import TaskName
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.store import layout
 from pixelmill.tasks.store.backend import Backend, open_backend, probe_create_if_absent
-from pixelmill.tasks.store.digests import Digests, contains, part_digests
-from pixelmill.tasks.store.log import read_log
+from pixelmill.tasks.store.current import (
+    Promotion,
+    append_promotion,
+    promoted,
+    read_promotions,
+    task_of,
+)
+from pixelmill.tasks.store.digests import Digests, contains, digests_of, part_digests
+from pixelmill.tasks.store.log import Log, read_log
 from pixelmill.tasks.store.masks import read_planes
 from pixelmill.tasks.store.receipts import Receipt
 from pixelmill.tasks.store.runs import RunEnd, RunRecord, shard_id, shard_index
@@ -36,6 +44,7 @@ __all__ = ["Instances", "Store"]
 # A million rows of a plan in 60 row groups: reading one shard touches one or two of them.
 _PLAN_ROW_GROUP_ROWS = 16_384
 _READERS = 8
+_NO_DIGESTS: Digests = np.empty(0, "S16")
 # Of a read whose parts were replaced meanwhile; replacements are minutes apart.
 _TRIES = 5
 _THROUGHPUT_RECEIPTS = 64
@@ -125,25 +134,19 @@ class Store:
             name: of the table.
             **partitions: values that `model`, `date` or `collection` must have.
         """
+        return self._parts_at_once([name], partitions)[name]
+
+    def _parts_at_once(
+        self, names: Sequence[str], partitions: dict[str, str]
+    ) -> dict[str, list[layout.Part]]:
+        """Like `parts`, of several tables at the same moment."""
         log = read_log(self.backend, self.dataset_id)
         while True:
-            listed = _list_parts(self.backend, name, partitions)
+            listed = {name: _list_parts(self.backend, name, partitions) for name in names}
             later = read_log(self.backend, self.dataset_id)
             if later.replacements == log.replacements:
-                break
+                return {name: _live(log, name, partitions, listed[name]) for name in names}
             log = later  # files may have gone while they were listed
-        live = {
-            key: part for key, part in listed.items() if not part.tag and part.seq in log.published
-        }
-        for record in log.replacements:
-            for key in record.remove:
-                live.pop(key, None)
-            for added in record.add:
-                part = layout.parse_part(added.key)
-                if part.table == name and partitions.items() <= part.partitions.items():
-                    path = added.key if added.key in listed else added.staged
-                    live[added.key] = replace(part, path=path)
-        return sorted(live.values(), key=lambda part: (part.seq, part.key))
 
     def table(
         self,
@@ -157,7 +160,8 @@ class Store:
 
         Args:
             name: catalog, images, detections, captions, labels, candidates or failures.
-            model: only this model's rows.
+            model: only this model's rows; `current:<task>`: of each image those of the newest
+                promoted version that has it, see `promote`.
             columns: which; partition columns (`model`, `date`, `collection`) may be named.
             filters: `(column, operator, value)`, all of which must hold; operators are those of
                 `pyarrow.parquet.read_table`. On partition columns: = == != < <= > >=.
@@ -166,7 +170,7 @@ class Store:
             The rows, partition columns last, in the order of publication and then of the key.
 
         Raises:
-            KeyError: no such table or column.
+            KeyError: no such table or column, or nothing was promoted for the task.
         """
         if name not in TABLES:
             raise KeyError(f"no table {name!r}, there are: {', '.join(TABLES)}")
@@ -176,18 +180,25 @@ class Store:
         unknown = {*wanted, *(column for column, _, _ in filters)} - set(names)
         if unknown:
             raise KeyError(f"table {name!r} has no {sorted(unknown)}, it has: {', '.join(names)}")
-        chosen = {"model": model} if model is not None and "model" in table.partitions else {}
+        task = task_of(model)
+        if task is not None and "model" not in table.partitions:
+            raise KeyError(f"table {name!r} is not by model, so it has no current version")
+        is_one_model = model is not None and task is None
+        chosen = {"model": str(model)} if is_one_model and "model" in table.partitions else {}
         on_path = [item for item in filters if item[0] in table.partitions]
         in_file = [item for item in filters if item[0] not in table.partitions]
-        if model is not None and "model" not in table.partitions and "model_key" in names:
+        if is_one_model and "model" not in table.partitions and "model_key" in names:
             in_file.append(("model_key", "=", model))
         schema = pa.schema(
             [*table.schema, *(pa.field(key, pa.string(), False) for key in table.partitions)]
         )
         empty = schema.empty_table().select(wanted)
 
-        def read(part: layout.Part) -> pa.Table:
-            rows = _read_part(self.backend, part, wanted, in_file)
+        def read(part: layout.Part, newer: Digests) -> pa.Table:
+            needed = [*wanted, "image_id"] if len(newer) else wanted
+            rows = _read_part(self.backend, part, needed, in_file)
+            if len(newer) and rows.num_rows:
+                rows = rows.filter(pa.array(~contains(newer, digests_of("images", rows))))
             for key, value in part.partitions.items():
                 if key in wanted:
                     rows = rows.append_column(
@@ -196,17 +207,37 @@ class Store:
             return rows.select(wanted).cast(empty.schema)
 
         def read_all() -> pa.Table:
+            if task is None:
+                parts = [(part, _NO_DIGESTS) for part in self.parts(name, **chosen)]
+            else:
+                parts = self._current_parts(name, task)
             parts = [
-                part
-                for part in self.parts(name, **chosen)
+                (part, newer)
+                for part, newer in parts
                 if all(
                     _COMPARE[how](part.partitions[column], value) for column, how, value in on_path
                 )
             ]
             with ThreadPoolExecutor(_READERS) as pool:
-                return pa.concat_tables([empty, *pool.map(read, parts)])
+                return pa.concat_tables([empty, *pool.map(lambda one: read(*one), parts)])
 
         return _retried(read_all)
+
+    def _current_parts(self, name: str, task: TaskName) -> list[tuple[layout.Part, Digests]]:
+        """Parts of the promoted models, and of each the images of which newer ones have rows."""
+        versions = self._versions(task)
+        found = self._parts_at_once(["images", name], {})
+        parts: list[tuple[layout.Part, Digests]] = []
+        newer = _NO_DIGESTS
+        for version in versions:
+            parts += [(part, newer) for part in found[name] if part.partitions["model"] == version]
+            ids = [
+                part_digests(self.backend, self.dataset_id, "images", part.path)
+                for part in found["images"]
+                if part.partitions["model"] == version
+            ]
+            newer = np.sort(np.concatenate([newer, *ids]))
+        return parts
 
     def images(self, model: str | None = None) -> pd.DataFrame:
         """One row per image and model."""
@@ -250,10 +281,66 @@ class Store:
             found |= {spec.key: spec for spec in self.run(run_id).models if spec.key in published}
         return dict(sorted(found.items()))
 
+    # Versions
+
+    def promote(self, model_key: str) -> Promotion:
+        """Make a model the current one of its task: one small write, which `rollback` undoes.
+
+        Readers of `current:<task>` get its predictions, and of an image that it has not scored
+        those of the model that was current before, and so on.
+
+        Raises:
+            KeyError: nothing is published of such a model.
+        """
+        models = self.models()
+        if model_key not in models:
+            known = ", ".join(models)
+            raise KeyError(f"nothing is published of a model {model_key!r}; there are: {known}")
+        while True:
+            history = self.promotions()
+            step = append_promotion(
+                self.backend, history, "promote", models[model_key].task, model_key
+            )
+            if step is not None:
+                return step
+
+    def rollback(self, task: TaskName) -> Promotion:
+        """Undo the last promotion for a task.
+
+        Raises:
+            ValueError: there is none.
+            RuntimeError: another process promoted or rolled back just now.
+        """
+        history = self.promotions()
+        current = promoted(history, task)
+        if not current:
+            raise ValueError(f"no model is promoted for {task}, so there is nothing to undo")
+        step = append_promotion(self.backend, history, "rollback", task, current[0])
+        if step is None:
+            raise RuntimeError(
+                f"another process promoted or rolled back a model just now; {current[0]} was the "
+                f"current one for {task}: look which is now, before you undo that"
+            )
+        return step
+
+    def promotions(self) -> list[Promotion]:
+        """All promotions and rollbacks, in order."""
+        return read_promotions(self.backend, self.dataset_id)
+
+    def current(self, task: TaskName) -> tuple[str, ...]:
+        """Keys of the models promoted for a task: the current one, then what it took over from."""
+        return promoted(self.promotions(), task)
+
+    def _versions(self, task: TaskName) -> tuple[str, ...]:
+        versions = self.current(task)
+        if not versions:
+            raise KeyError(f"no model is promoted for {task}: see Store.promote")
+        return versions
+
     def published_ids(self, model_key: str) -> NDArray[np.bytes_]:
         """Sorted image ids of a model's published images, as 16 raw bytes each (dtype S16)."""
         ids = self.digests("images", model=model_key)
-        return np.sort(np.concatenate([np.empty(0, "S16"), *ids]))
+        return np.sort(np.concatenate([_NO_DIGESTS, *ids]))
 
     def digests(self, name: str, **partitions: str) -> list[Digests]:
         """The sorted keys of the rows of each part, as 16 raw bytes each (dtype S16).
@@ -276,7 +363,7 @@ class Store:
 
         Args:
             image: an image_id, or a path as in the catalog; of a file that changed, the newest.
-            model: only this model's row.
+            model: only this model's row; or `current:<task>`, as of `table`.
 
         Raises:
             KeyError: there is none, or the path is in several collections.
@@ -287,7 +374,8 @@ class Store:
         """Rows of `images` of one image, and the part of each."""
         image_id = image if re.fullmatch(r"[0-9a-f]{32}", image) else self._image_id(image)
         digest = np.array([bytes.fromhex(image_id)], "S16")
-        chosen = {} if model is None else {"model": model}
+        task = task_of(model)
+        chosen = {} if model is None or task is not None else {"model": model}
 
         def has_it(part: layout.Part) -> bool:
             published = part_digests(self.backend, self.dataset_id, "images", part.path)
@@ -302,6 +390,10 @@ class Store:
             ]
 
         found = _retried(look)
+        if task is not None:
+            rank = {key: place for place, key in enumerate(self._versions(task))}
+            promoted = [item for item in found if item[0]["model"] in rank]
+            found = sorted(promoted, key=lambda item: rank[item[0]["model"]])[:1]
         if not found:
             of_model = "" if model is None else f" by model {model!r}"
             raise KeyError(
@@ -495,6 +587,22 @@ def _retried(read: Callable[[], T]) -> T:
         with suppress(FileNotFoundError):
             return read()
     return read()
+
+
+def _live(
+    log: Log, name: str, partitions: dict[str, str], listed: dict[str, layout.Part]
+) -> list[layout.Part]:
+    """Which of the listed files the log makes parts of the table, and what comes in their place."""
+    live = {key: part for key, part in listed.items() if not part.tag and part.seq in log.published}
+    for record in log.replacements:
+        for key in record.remove:
+            live.pop(key, None)
+        for added in record.add:
+            part = layout.parse_part(added.key)
+            if part.table == name and partitions.items() <= part.partitions.items():
+                path = added.key if added.key in listed else added.staged
+                live[added.key] = replace(part, path=path)
+    return sorted(live.values(), key=lambda part: (part.seq, part.key))
 
 
 def _list_parts(backend: Backend, name: str, partitions: dict[str, str]) -> dict[str, layout.Part]:

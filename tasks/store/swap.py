@@ -29,7 +29,7 @@ from pixelmill.tasks.store import layout
 from pixelmill.tasks.store.backend import TMP, Backend, LocalBackend, fsync_folder, make_folder
 from pixelmill.tasks.store.log import AddedPart, ReplaceRecord
 
-__all__ = ["apply_replacement", "prepare_folders", "put_part"]
+__all__ = ["apply_replacement", "can_exchange_folders", "prepare_folders", "put_part"]
 
 _CHANGING = b"Pixelmill is replacing the files of this folder: read it again in a moment.\n"
 _TOKEN_WAIT_S = 10.0
@@ -120,7 +120,7 @@ def _replace_one_by_one(
 # A folder at once
 
 
-def _can_exchange_folders(backend: Backend) -> TypeGuard[LocalBackend]:
+def can_exchange_folders(backend: Backend) -> TypeGuard[LocalBackend]:
     """Try out whether two folders can change places by one call: on Linux, on most file systems."""
     if not isinstance(backend, LocalBackend):
         return False
@@ -164,7 +164,7 @@ def prepare_folders(
     Raises:
         FileNotFoundError: one of the parts is not there (any more).
     """
-    if not _can_exchange_folders(backend):
+    if not can_exchange_folders(backend):
         return None
     root = Path(backend.root)
     of_kept = _by_folder(kept)

@@ -31,7 +31,7 @@ def parts_of_two(store, fakes, contents):
 @pytest.fixture(params=["folders at once", "one by one"])
 def way(request, monkeypatch):
     if request.param == "one by one":
-        monkeypatch.setattr(swap, "_can_exchange_folders", lambda backend: False)
+        monkeypatch.setattr(swap, "can_exchange_folders", lambda backend: False)
     return request.param
 
 
