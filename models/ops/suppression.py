@@ -17,6 +17,7 @@ from pixelmill.models.ops.boxes import box_ios, box_iou
 __all__ = [
     "Kept",
     "class_thresholds",
+    "greedy_nms",
     "hard_nms",
     "preselect",
     "rank",
@@ -24,6 +25,11 @@ __all__ = [
     "suppress",
     "weighted_box_fusion",
 ]
+
+# Boxes compared with all at once: against 10,000 others they take 10 MB
+_NMS_ROWS = 256
+# Rounds of suppression between two looks at whether it has ended, each a wait for a GPU
+_ROUNDS = 4
 
 Overlap = Literal["iou", "ios"]
 _OVERLAPS: dict[Overlap, Callable[[Tensor, Tensor], Tensor]] = {"iou": box_iou, "ios": box_ios}
@@ -169,13 +175,50 @@ def hard_nms(
         keep = batched_nms(boxes_xyxy, scores, groups, iou_threshold)
         return order[keep.sort().values]
     alive = torch.ones(len(order), dtype=torch.bool, device=scores.device)
-    for index in range(len(order)):
-        if alive[index]:
-            # one row at a time: a matrix of 10,000 candidates would be 400 MB
-            worse = slice(index + 1, None)
-            row = _OVERLAPS[overlap](boxes_xyxy[index : index + 1], boxes_xyxy[worse])[0]
-            alive[worse] &= (row <= iou_threshold) | (groups[worse] != groups[index])
+    for start in range(0, len(order), _NMS_ROWS):
+        rows, rest = slice(start, start + _NMS_ROWS), slice(start, None)
+        overlaps = _OVERLAPS[overlap](boxes_xyxy[rows], boxes_xyxy[rest]) > iou_threshold
+        rivals = (overlaps & (groups[rows, None] == groups[rest])).triu(diagonal=1)
+        size = len(rivals)
+        alive[rows] = _greedy(rivals[:, :size], alive[rows])
+        alive[rest][size:] &= ~(rivals[:, size:] & alive[rows, None]).any(dim=0)
     return order[alive]
+
+
+def greedy_nms(boxes_xyxy: Tensor, usable: Tensor, iou_threshold: float) -> Tensor:
+    """Suppression within each of many groups at once, without a wait for each.
+
+    Args:
+        boxes_xyxy: (G, N, 4) float32, best first.
+        usable: (G, N) bool: which of them count.
+        iou_threshold: overlap above which the worse box goes.
+
+    Returns:
+        (G, N) bool: the usable boxes that no better one of its group suppresses.
+    """
+    rivals = torch.stack(
+        [(box_iou(boxes, boxes) > iou_threshold).triu(diagonal=1) for boxes in boxes_xyxy]
+    )
+    return _greedy(rivals, usable)
+
+
+def _greedy(rivals: Tensor, usable: Tensor) -> Tensor:
+    """Which are kept if each, best first, drops its later rivals unless it was dropped itself.
+
+    All at once, until nothing changes: after t rounds all is settled that depends on chains of up
+    to t rivals, so the end is what going through them one by one gives.
+
+    Args:
+        rivals: (..., N, N) bool: row i drops column j > i.
+        usable: (..., N) bool.
+    """
+    kept = usable
+    while True:
+        before = kept
+        for _ in range(_ROUNDS):
+            kept = usable & ~(rivals & kept[..., None]).any(dim=-2)
+        if torch.equal(kept, before):
+            return kept
 
 
 def soft_nms(

@@ -12,6 +12,7 @@ from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.ops.boxes import box_ios, box_iou
 from pixelmill.models.ops.suppression import (
     class_thresholds,
+    greedy_nms,
     hard_nms,
     preselect,
     soft_nms,
@@ -99,6 +100,48 @@ def test_ios_nms_leaves_no_pair_above_the_threshold() -> None:
     same = labels[keep][:, None] == labels[keep][None, :]
     overlaps = box_ios(boxes[keep], boxes[keep]).fill_diagonal_(0) * same
     assert overlaps.max() <= 0.4
+
+
+def one_by_one(boxes, scores, groups, threshold, overlap) -> list[int]:
+    """The definition: each box, best first, drops its later rivals."""
+    measure = {"iou": box_iou, "ios": box_ios}[overlap]
+    alive = scores.sort(descending=True, stable=True).indices.tolist()
+    kept = []
+    while alive:
+        best = alive.pop(0)
+        kept.append(best)
+        rows = measure(boxes[best : best + 1], boxes)[0]
+        alive = [i for i in alive if rows[i] <= threshold or groups[i] != groups[best]]
+    return kept
+
+
+@pytest.mark.parametrize("num_boxes", [1, 40, 255, 257, 600])
+@pytest.mark.parametrize("threshold", [0.05, 0.4])
+def test_hard_nms_keeps_what_going_through_them_one_by_one_keeps(num_boxes, threshold) -> None:
+    boxes, scores, labels = candidates(num_boxes, num_boxes)
+    scores = (scores * 50).round() / 50  # many equal ones
+    for overlap in ("iou", "ios"):
+        kept = hard_nms(boxes, scores, labels, threshold, overlap=overlap)
+        assert kept.tolist() == one_by_one(boxes, scores, labels, threshold, overlap)
+
+
+def test_a_chain_of_rivals_is_settled_from_its_beginning() -> None:
+    starts = torch.arange(0, 100, 4.0)
+    boxes = torch.stack((starts, starts * 0, starts + 10, starts * 0 + 10), dim=1)
+    scores = torch.linspace(0.9, 0.1, len(boxes))
+    kept = hard_nms(boxes, scores, torch.zeros(len(boxes)), 0.3, overlap="ios")
+    assert kept.tolist() == list(range(0, len(boxes), 2))
+
+
+def test_groups_at_once_are_suppressed_as_each_alone() -> None:
+    boxes, scores, _ = candidates(90, 4)
+    boxes = boxes[scores.argsort(descending=True)].view(3, 30, 4)
+    usable = torch.rand(3, 30, generator=torch.Generator().manual_seed(0)) > 0.2
+    kept = greedy_nms(boxes, usable, 0.4)
+    for group, each, found in zip(boxes, usable, kept, strict=True):
+        falling = torch.where(each, torch.linspace(1, 0.1, 30), 0)
+        expected = hard_nms(group[each], falling[each], torch.zeros(int(each.sum())), 0.4)
+        assert found.nonzero()[:, 0].tolist() == each.nonzero()[:, 0][expected].tolist()
 
 
 def test_soft_nms_decays_as_the_paper_says() -> None:
