@@ -8,7 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
-from pixelmill.flows.job import find_truth, last_run, results_folder, truth_base
+from pixelmill.flows.job import find_truth, last_run, truth_base
+from pixelmill.flows.results import keep_results, results_folder
 from pixelmill.flows.score import report_task
 from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
 from pixelmill.tasks.metrics.results import Evaluation
@@ -56,7 +57,7 @@ def evaluate_store(params: EvaluateParams) -> EvaluationReport:
         models=params.models or None,
     )
     folder = results_folder(store, run.collection)
-    save_evaluation(evaluation, folder)
+    metrics = save_evaluation(evaluation, folder)
     report = report_task(
         store,
         evaluation,
@@ -64,6 +65,7 @@ def evaluate_store(params: EvaluateParams) -> EvaluationReport:
         collection=run.collection,
         run_id=run.run_id,
     )
+    keep_results(store, run.collection, (*metrics, report))
     create_markdown_artifact(summary_markdown(evaluation, None), key="evaluation")
     return EvaluationReport(evaluation, folder, report)
 

@@ -699,16 +699,20 @@ def _evaluate_labels(context: _Context, truth: LabelTruth) -> ModelEvaluation | 
     )
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+def save_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     """Write metrics.json (everything), metrics.parquet and per_image.parquet (one row per number).
 
     Args:
         evaluation: what to save.
         folder: made if it is not there; earlier files of these names are replaced.
+
+    Returns:
+        The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     document = json.dumps(evaluation.to_dict(), ensure_ascii=False, allow_nan=False, indent=1)
-    _replace(folder / "metrics.json", document.encode())
+    paths = tuple(folder / name for name in _RESULT_FILES)
+    _replace(paths[0], document.encode())
     metrics: list[tuple[str, str, str | None, str, float]] = []
     per_image: list[tuple[str, str, str, str | None, str, float]] = []
     for model in evaluation.models:
@@ -723,10 +727,12 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
             for row in model.per_image
             for name, value in row.values.items()
         ]
-    _write_rows(folder / "metrics.parquet", _METRICS_SCHEMA, metrics)
-    _write_rows(folder / "per_image.parquet", _PER_IMAGE_SCHEMA, per_image)
+    _write_rows(paths[1], _METRICS_SCHEMA, metrics)
+    _write_rows(paths[2], _PER_IMAGE_SCHEMA, per_image)
+    return paths
 
 
+_RESULT_FILES = ("metrics.json", "metrics.parquet", "per_image.parquet")
 _METRICS_SCHEMA = pa.schema(
     [
         pa.field("model", pa.string(), False),

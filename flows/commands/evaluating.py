@@ -73,12 +73,15 @@ def report(
     Example: pixelmill report results --to report.html
     """
     from pixelmill.flows.evaluation import find_last_run
-    from pixelmill.flows.job import results_folder
+    from pixelmill.flows.results import keep_results, results_folder
     from pixelmill.tasks.report import build_report
     from pixelmill.tasks.store import Store
 
     opened = Store(store)
     run = find_last_run(opened, collection)
     path = to or results_folder(opened, run.collection) / "report.html"
-    print(build_report(opened, None, path, collection=run.collection, run_id=run.run_id))
+    written = build_report(opened, None, path, collection=run.collection, run_id=run.run_id)
+    if to is None:
+        keep_results(opened, run.collection, [written])
+    print(written)
     return ExitCode.COMPLETE
