@@ -56,8 +56,8 @@ def evaluate(
     if found is not None:
         terminal = console()
         print_evaluation(terminal, found.evaluation)
-        terminal.print(f"metrics {found.folder}", highlight=False, soft_wrap=True)
-        terminal.print(f"report  {found.report}", highlight=False, soft_wrap=True)
+        terminal.print(f"metrics {found.folder}", highlight=False, markup=False, soft_wrap=True)
+        terminal.print(f"report  {found.report}", highlight=False, markup=False, soft_wrap=True)
     return exit_code(state)
 
 
