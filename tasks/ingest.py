@@ -14,8 +14,17 @@ from pixelmill.configs.schema import IngestConfig
 from pixelmill.tasks.engine.header import DecodeError, read_header
 from pixelmill.tasks.sources import list_images, read_head
 from pixelmill.tasks.stage import stage
+from pixelmill.tasks.store.digests import input_keys
 
-__all__ = ["KNOWN_COLUMNS", "LISTING_SCHEMA", "Listing", "ingest", "ingest_task", "input_keys"]
+__all__ = [
+    "KNOWN_COLUMNS",
+    "LISTING_SCHEMA",
+    "Listing",
+    "find_rows",
+    "ingest",
+    "ingest_task",
+    "join_again",
+]
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -33,6 +42,8 @@ KNOWN_COLUMNS = ("path", "size_bytes", "modified", "image_id", "width", "height"
 
 # Nearly all headers are within the first; photographs with large previews or profiles need more.
 _HEAD_BYTES = (65_536, 1_048_576)
+# Ids of 32 characters at a time: an Arrow string array ends at 2 GB.
+_ROWS_TAKEN = 1 << 24
 # Waiting for disks and networks, not computing.
 _NUM_READERS = 16
 
@@ -70,30 +81,46 @@ def ingest(source: str, config: IngestConfig, known: pa.Table) -> Listing:
         NotADirectoryError: the source is a file.
     """
     found = list_images(source, config)
-    row = _find_rows(found.images, known)
-    columns = {
-        name: pc.take(known[name].cast(LISTING_SCHEMA.field(name).type), row).combine_chunks()
-        for name in ("image_id", "width", "height")
-    }
+    row = find_rows(found.images, known)
+    columns = {name: _take(known, name, row) for name in ("image_id", "width", "height")}
     is_small = pc.less_equal(found.images["size_bytes"], config.max_file_bytes)
     probed = pc.and_(pc.is_null(row), is_small).combine_chunks()
     sizes = _read_sizes(found.images["source_uri"].filter(probed).to_pylist())
     for index, name in enumerate(("width", "height")):
         values = pa.array([size[index] for size in sizes], pa.int32())
-        columns[name] = pc.replace_with_mask(columns[name], probed, values)
+        columns[name] = pc.replace_with_mask(columns[name].combine_chunks(), probed, values)
     images = found.images
     for name, column in columns.items():
         images = images.append_column(name, column)
     return Listing(images.cast(LISTING_SCHEMA), found.problems)
 
 
-def _find_rows(images: pa.Table, known: pa.Table) -> pa.Array | pa.ChunkedArray:
+def join_again(listing: Listing, known: pa.Table) -> Listing:
+    """A listing, with what its collection's catalog has learnt since.
+
+    Args:
+        listing: of `ingest`.
+        known: as there.
+    """
+    images = listing.images
+    if not images["image_id"].null_count:
+        return listing
+    row = find_rows(images, known)
+    for name in ("image_id", "width", "height"):
+        learnt = pc.coalesce(images[name], _take(known, name, row))
+        images = images.set_column(images.schema.get_field_index(name), name, learnt)
+    return Listing(images.cast(LISTING_SCHEMA), listing.problems)
+
+
+def find_rows(images: pa.Table, known: pa.Table) -> pa.Array | pa.ChunkedArray:
     """For each file the row of `known` with its path, size and modification, or null.
 
     By the path alone first, which nearly always settles it: keys of all three would cost 200 MB
     more for a million files.
     """
-    row = pc.index_in(images["path"], value_set=known["path"])
+    # 32-bit offsets would end at 2 GB of text, which 30 million paths may have
+    paths = known["path"].cast(pa.large_string())
+    row = pc.index_in(images["path"].cast(pa.large_string()), value_set=paths)
     is_same = pc.and_(
         pc.equal(images["size_bytes"], pc.take(known["size_bytes"], row)),
         pc.equal(images["modified"], pc.take(known["modified"], row)),
@@ -108,11 +135,16 @@ def _find_rows(images: pa.Table, known: pa.Table) -> pa.Array | pa.ChunkedArray:
     return row
 
 
-def input_keys(table: pa.Table) -> pa.ChunkedArray:
-    """One string per row that says which file in which state: path, size and modification."""
-    return pc.binary_join_element_wise(
-        table["path"], table["size_bytes"].cast(pa.string()), table["modified"], "\0"
-    )
+def _take(known: pa.Table, name: str, row: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column's values at those rows, null where there is none, in chunks far below 2 GB."""
+    column = known[name]
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.large_string())
+    row = row if isinstance(row, pa.ChunkedArray) else pa.chunked_array([row])
+    slices = [row.slice(start, _ROWS_TAKEN) for start in range(0, len(row), _ROWS_TAKEN)]
+    of_type = LISTING_SCHEMA.field(name).type
+    chunks = [chunk for each in slices for chunk in pc.take(column, each).chunks]
+    return pa.chunked_array([chunk.cast(of_type) for chunk in chunks], of_type)
 
 
 def _read_sizes(source_uris: Iterable[str]) -> list[tuple[int | None, int | None]]:

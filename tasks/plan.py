@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from pixelmill.configs.schema import PreprocessConfig, RunConfig, ShardConfig
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.ingest import Listing, input_keys
-from pixelmill.tasks.store import PLAN, RunRecord, Store, new_run_id, publish
+from pixelmill.tasks.ingest import Listing
+from pixelmill.tasks.sharing import OpenRun, Wanted, adopt_shards
+from pixelmill.tasks.store import PLAN, RunRecord, ShardRef, SkipReason, Store, new_run_id
+from pixelmill.tasks.store.digests import input_keys
 
 __all__ = ["Plan", "Reprocess", "cut_shards", "plan_run", "save_plan"]
 
@@ -28,6 +30,8 @@ _MAX_MODELS = 63  # bits of an int64 model mask that keep it positive
 # get some; below this many images a shard's own costs (a receipt, a few files) begin to show.
 _MIN_SHARD_IMAGES = 16
 _SHARDS_PER_WORKER = 2
+# What failed in as many runs is tried again all the same, but a person should look at it.
+_MANY_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,12 @@ class Plan:
         num_quarantined: skipped for at least one model, because they, or copies of them, failed
             for good and have not changed since.
         num_retried: planned for at least one model whose newest try failed.
+        num_stubborn: of these, failed in three runs or more.
         num_missing: by model key: inputs to score.
         num_reused: by model key: inputs whose predictions are published.
+        num_skipped: by model key and reason (see `SkipReason`): inputs that are not planned for it.
         num_bytes: of the files to read.
+        adopted: shards of other runs that are scored together with them, or in their stead.
         seconds_estimated: from the throughput of earlier runs; None if a model has none yet.
     """
 
@@ -59,10 +66,13 @@ class Plan:
     num_duplicates: int
     num_quarantined: int
     num_retried: int
+    num_stubborn: int
     num_missing: dict[str, int]
     num_reused: dict[str, int]
+    num_skipped: dict[str, dict[SkipReason, int]]
     num_bytes: int
     num_shards: int
+    adopted: tuple[ShardRef, ...]
     seconds_estimated: float | None
 
     @property
@@ -74,6 +84,16 @@ class Plan:
     def num_planned(self) -> int:
         """Inputs to read and score by one model at least."""
         return self.rows.num_rows
+
+    @property
+    def num_adopted(self) -> int:
+        """Inputs of the adopted shards."""
+        return sum(shard.num_images for shard in self.adopted)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to score."""
+        return not self.num_planned and not self.adopted
 
 
 def plan_run(
@@ -87,12 +107,12 @@ def plan_run(
     date: str,
     reprocess: Reprocess = "missing",
     num_workers: int = 1,
+    open_runs: Sequence[OpenRun] = (),
 ) -> Plan:
     """Find what the models have not scored, and cut it into shards.
 
-    Committed shards of interrupted runs are published first, so an interrupted run needs no
-    resuming: what it committed is there, the rest is missing again. Nothing else is written. The
-    same store, listing and arguments give the same rows.
+    To be called after `publish`: what is committed and not published would be planned again.
+    Nothing is written. The same store, listing and arguments give the same rows.
 
     Args:
         store: whose published predictions count.
@@ -106,6 +126,7 @@ def plan_run(
             that, and what failed for good; `all`: every input, of which the store then drops what
             was published before.
         num_workers: for the estimate, and to give all workers a shard of a small run.
+        open_runs: what is in their shards is not planned again.
 
     Raises:
         ValueError: no model, more than 63, or two with the same key.
@@ -116,27 +137,40 @@ def plan_run(
             f"expected 1 to {_MAX_MODELS} models with different keys, got {len(keys)}: "
             f"{', '.join(keys)}"
         )
-    publish(store)
     images = listing.images
     is_known, digests = _digests(images["image_id"])
     failures = _Failures(store, collection, images)
     model_mask = np.zeros(images.num_rows, np.int64)
     quarantined = np.zeros(images.num_rows, np.bool_)
     retried = np.zeros(images.num_rows, np.bool_)
+    num_tries = np.zeros(images.num_rows, np.int64)
     num_reused: dict[str, int] = {}
+    num_skipped: dict[str, dict[SkipReason, int]] = {key: {} for key in keys}
     for bit, key in enumerate(keys):
         is_published = np.zeros(images.num_rows, np.bool_)
         is_published[is_known] = _is_in(digests, store.published_ids(key))
         num_reused[key] = int(is_published.sum())
         missing = np.ones_like(is_published) if reprocess == "all" else ~is_published
-        has_failed, for_good = failures.newest(key)
+        num_skipped[key]["predicted"] = int((~missing).sum())
+        tries, for_good = failures.newest(key)
         if reprocess == "missing":
             quarantined |= missing & for_good
+            num_skipped[key]["quarantined"] = int((missing & for_good).sum())
             missing &= ~for_good
-        retried |= missing & has_failed & ~is_published
+        retried |= missing & (tries > 0) & ~is_published
+        num_tries = np.maximum(num_tries, tries)
         model_mask[missing] |= 1 << bit
     is_copy = _repeats(is_known, digests, model_mask)
+    for bit, key in enumerate(keys):
+        num_skipped[key]["duplicate"] = int((model_mask[is_copy] >> bit & 1).sum())
     model_mask[is_copy] = 0
+    wanted = Wanted(
+        images, model_mask, tuple(keys), collection, date, config.ingest.model_dump(mode="json")
+    )
+    adopted, brought = adopt_shards(store, open_runs, wanted)
+    for bit, key in enumerate(keys):
+        num_skipped[key]["other_run"] = int((brought >> bit & 1).sum())
+    model_mask &= ~brought
     planned = model_mask != 0
     rows = _plan_rows(
         images.filter(pa.array(planned)),
@@ -155,30 +189,41 @@ def plan_run(
         num_duplicates=int(is_copy.sum()),
         num_quarantined=int(quarantined.sum()),
         num_retried=int((retried & planned).sum()),
+        num_stubborn=int((retried & planned & (num_tries >= _MANY_FAILURES)).sum()),
         num_missing=num_missing,
         num_reused=num_reused,
+        num_skipped=num_skipped,
         num_bytes=pc.sum(rows["size_bytes"]).as_py() or 0,
         num_shards=rows["shard"][-1].as_py() + 1 if rows.num_rows else 0,
+        adopted=adopted,
         seconds_estimated=_estimate(num_missing, store.throughput(), num_workers),
     )
     if not rows.num_rows:
         return plan
-    return replace(plan, record=_record(plan, specs, config, collection, source, date))
+    run_id = new_run_id(after=next(reversed(store.runs()), None))
+    return replace(plan, record=_record(run_id, plan, specs, config, collection, source, date))
 
 
-def save_plan(store: Store, plan: Plan) -> RunRecord:
+def save_plan(store: Store, plan: Plan, session: str = "") -> RunRecord:
     """Write a plan to the store: from then on its run exists.
+
+    Args:
+        store: that it was made for.
+        plan: with something missing.
+        session: that works on it; without one, other runs take it for dead.
 
     Raises:
         ValueError: nothing is missing, so there is no run.
     """
     if plan.record is None:
         raise ValueError("nothing is missing, so there is no run to create; look at plan.record")
-    store.create_run(plan.record, plan.rows)
-    return plan.record
+    record = plan.record.model_copy(update={"session": session})
+    store.create_run(record, plan.rows)
+    return record
 
 
 def _record(
+    run_id: str,
     plan: Plan,
     specs: Sequence[ModelSpec],
     config: RunConfig,
@@ -186,13 +231,12 @@ def _record(
     source: str,
     date: str,
 ) -> RunRecord:
-    now = datetime.now(UTC)
     return RunRecord(
-        run_id=new_run_id(now),
+        run_id=run_id,
         date=date,
         collection=collection,
         source=source,
-        created_at=now.isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
         models=tuple(specs),
         num_images=plan.num_planned,
@@ -208,7 +252,12 @@ def _record(
             "bytes": plan.num_bytes,
         }
         | {f"missing/{key}": number for key, number in plan.num_missing.items()}
-        | {f"reused/{key}": number for key, number in plan.num_reused.items()},
+        | {f"reused/{key}": number for key, number in plan.num_reused.items()}
+        | {
+            f"skipped/{key}/{reason}": number
+            for key, reasons in plan.num_skipped.items()
+            for reason, number in reasons.items()
+        },
     )
 
 
@@ -271,39 +320,36 @@ class _Failures:
     """
 
     def __init__(self, store: Store, collection: str, images: pa.Table) -> None:
-        table = store.table(
-            "failures",
-            columns=[
-                "path",
-                "size_bytes",
-                "modified",
-                "image_id",
-                "model_key",
-                "retryable",
-                "failed_at",
-            ],
-            filters=[("collection", "=", collection)],
-        )
-        newest_first = np.argsort(table["failed_at"].cast(pa.int64()).to_numpy(), kind="stable")
-        self._table = table.take(pa.array(newest_first[::-1]))
+        columns = ["path", "size_bytes", "modified", "image_id", "model_key", "retryable", "run_id"]
+        of_collection = [("collection", "=", collection)]
+        table = store.table("failures", columns=columns, filters=of_collection)
+        # By the order of publication, which does not go back when a clock does
+        self._table = table.take(pa.array(np.arange(table.num_rows)[::-1]))
         self._inputs = input_keys(images) if table.num_rows else None
         self._image_ids = images["image_id"]
 
-    def newest(self, model_key: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which inputs failed, and which of them for good, before or in this model."""
+    def newest(self, model_key: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """In how many runs inputs failed, before or in this model, and which the last for good."""
         if self._inputs is None:
-            nothing = np.zeros(len(self._image_ids), np.bool_)
-            return nothing, nothing
+            number = len(self._image_ids)
+            return np.zeros(number, np.int64), np.zeros(number, np.bool_)
         of_model = self._table["model_key"]
         table = self._table.filter(
             pc.or_kleene(pc.is_null(of_model), pc.equal(of_model, model_key))
         )
+        failed = input_keys(table)
         row = pc.min_element_wise(  # the first, so the newest
-            pc.index_in(self._inputs, value_set=input_keys(table)),
+            pc.index_in(self._inputs, value_set=failed),
             pc.index_in(self._image_ids, value_set=table["image_id"], skip_nulls=True),
         )
         retryable = pc.take(table["retryable"], row)
-        return row.is_valid().to_numpy(), pc.equal(retryable, False).fill_null(False).to_numpy()
+        by_input = pa.table({"input": failed, "run_id": table["run_id"]})
+        by_input = by_input.group_by("input").aggregate([("run_id", "count_distinct")])
+        place = pc.index_in(self._inputs, value_set=by_input["input"])
+        num_runs = pc.take(by_input["run_id_count_distinct"], place)
+        num_runs = pc.coalesce(num_runs, row.is_valid().cast(pa.int64()))  # a copy's failure is one
+        for_good = pc.equal(retryable, False).fill_null(False)
+        return num_runs.to_numpy(), for_good.to_numpy()
 
 
 # --- Shards ---------------------------------------------------------------------------------------

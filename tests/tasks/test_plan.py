@@ -216,24 +216,6 @@ def test_what_was_committed_before_an_interruption_is_not_missing(store, folder)
     assert not set(done) & set(paths(again))
 
 
-def test_planning_publishes_what_is_committed(store, folder):
-    made = plan(store, folder)
-    score(store, save_plan(store, made), 0)
-    catalog = store.table("catalog", columns=KNOWN_COLUMNS)
-    assert catalog.num_rows == 0
-    config = make_config()
-    plan_run(
-        store,
-        ingest(str(folder), config.ingest, catalog),
-        (FIRST,),
-        config,
-        collection="night",
-        source="",
-        date="2026-01-31",
-    )
-    assert len(store.published_ids(FIRST.key)) == 12
-
-
 @pytest.mark.parametrize(
     ("retryable", "reprocess", "planned"),
     [
@@ -430,3 +412,31 @@ def test_known_ids_become_digests_whatever_the_chunks():
     # by position: trailing zero bytes are no text, but they are part of an id
     assert digests.tobytes() == bytes.fromhex("".join(ids[1:]))
     assert [len(part) for part in _digests(column.slice(0, 0))] == [0, 0]
+
+
+@pytest.mark.parametrize("reprocess", ["missing", "failed", "all"])
+def test_every_listed_input_is_planned_or_skipped_for_a_reason(store, folder, reprocess):
+    (folder / "bad.png").write_bytes(b"bad image")
+    run_all(store, folder, retryable=False)
+    (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
+    run_all(store, folder)  # the copy is read, and known from now on
+    write_image(folder / "new.png", 99)
+    made = plan(store, folder, FIRST, SECOND, reprocess=reprocess)
+    assert made.record is not None
+    for key in (FIRST.key, SECOND.key):
+        assert sum(made.num_skipped[key].values()) + made.num_missing[key] == 15
+        for reason, number in made.num_skipped[key].items():
+            assert made.record.listing[f"skipped/{key}/{reason}"] == number
+    if reprocess == "missing":
+        assert made.num_skipped[FIRST.key] == {
+            "predicted": 13,
+            "quarantined": 1,
+            "duplicate": 0,
+            "other_run": 0,
+        }
+        assert made.num_skipped[SECOND.key] == {
+            "predicted": 0,
+            "quarantined": 1,
+            "duplicate": 1,
+            "other_run": 0,
+        }
