@@ -192,7 +192,7 @@ class LocalBackend:
             folders.add(path.parent)
         for folder in folders:
             with suppress(OSError):  # not empty, or gone
-                while folder != self._root:
+                while folder not in (self._root, self._root / TMP):  # where others write just now
                     folder.rmdir()
                     folder = folder.parent
 
@@ -404,7 +404,12 @@ def make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        if folder.is_file():
+            raise
+        make_folder(folder)  # it was there, empty, and another process removed it
     fsync_folder(folder.parent)
 
 

@@ -91,7 +91,8 @@ class Change:
                 return None
             try:
                 folders = self._prepare()
-            except FileNotFoundError:  # a part was replaced by a record since the log was read
+            except (FileNotFoundError, FileExistsError):
+                # Parts were replaced since the log was read, perhaps by ones that were to come
                 if all(backend.exists(part.staged) for part in self._add):
                     continue
                 raise
