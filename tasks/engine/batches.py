@@ -1,22 +1,35 @@
-"""Views gathered into full batches, scored, and handed back to the images they are of."""
+"""Views gathered into batches, scored, and handed back to the images they are of."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from pixelmill.models.interface import Network, ViewOutput
+from pixelmill.models.interface import ViewOutput
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.engine.device import DeviceLostError, is_device_lost, is_out_of_memory
+from pixelmill.tasks.engine.networks import Model
+from pixelmill.tasks.engine.tuning import BatchSizes
 from pixelmill.tasks.engine.views import Placement
 from pixelmill.tasks.store import ImageRow
 
-__all__ = ["Batches", "Work", "is_out_of_memory"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "View",
+    "Work",
+    "checked",
+    "gives_same_bits",
+    "score_piecewise",
+]
 
 Canvas = NDArray[np.uint8]
-
-_MIN_BATCH_SIZE = 2
+Size = tuple[int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +39,7 @@ class Work:
     Attributes:
         row: of the shard.
         image: what the store is told of it.
+        spec: of the model.
         placements: of its views.
         outputs: by view; None while it is not scored.
         error: why a view could not be scored.
@@ -33,6 +47,7 @@ class Work:
 
     row: int
     image: ImageRow
+    spec: ModelSpec
     placements: tuple[Placement, ...]
     outputs: list[ViewOutput | None] = field(init=False)
     error: Exception | None = None
@@ -45,110 +60,253 @@ class Work:
         """All views are scored, or it is known that not all can be."""
         return self.error is not None or None not in self.outputs
 
+    def take(self, view_index: int, result: ViewOutput | Exception) -> bool:
+        """Take what a view gave.
 
-class Batches:
-    """The waiting views of one model, by canvas size.
+        Returns:
+            Whether the work is done by it.
+        """
+        if self.is_done:  # another view of it has failed before
+            return False
+        if isinstance(result, Exception):
+            self.error = result
+        else:
+            self.outputs[view_index] = result
+        return self.is_done
 
-    Every batch has exactly `spec.batch_size` canvases, the last ones are filled up with empty
-    ones: the same kernels run on the same shapes whatever is in the batch, which is what makes an
-    image's result independent of its batch mates. On the CPU it is independent of the batch size
-    too, from 2 on; for a single image PyTorch takes other convolutions (its `use_mkldnn` asks for
-    more than one image or 20,480 numbers), so a size of 1 acts as 2.
 
-    Args:
-        spec: of the model.
-        network: built from it.
+@dataclass(frozen=True, slots=True)
+class View:
+    """A canvas of an image, for one model.
+
+    Attributes:
+        model: index in the run's models.
+        work: that it is part of.
+        index: in the work's placements.
+        canvas: (H, W, 3) uint8, which other models may share.
     """
 
-    def __init__(self, spec: ModelSpec, network: Network) -> None:
-        self.spec = spec
-        self.forward_s = 0.0
-        self._network = network
-        size = 8 if spec.batch_size == "auto" else spec.batch_size
-        self._batch_size = max(size, _MIN_BATCH_SIZE)
-        self._waiting: dict[tuple[int, ...], list[tuple[Work, int, Canvas]]] = {}
+    model: int
+    work: Work
+    index: int
+    canvas: Canvas
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Views that are scored together.
+
+    Attributes:
+        model: that scores them.
+        views: at least one, of one canvas size.
+        size: that they are filled up to.
+        check: a smaller size that is to be compared with it.
+    """
+
+    model: Model
+    views: tuple[View, ...]
+    size: int
+    check: int | None = None
 
     @property
-    def rows(self) -> set[int]:
-        """Rows of the shard that have views waiting."""
-        return {work.row for queue in self._waiting.values() for work, _, _ in queue}
+    def canvas(self) -> Size:
+        """(height, width) of the views."""
+        height, width = self.views[0].canvas.shape[:2]
+        return height, width
 
-    def add(self, work: Work, view_index: int, canvas: Canvas) -> list[Work]:
-        """Take a view in; score a batch if it is full.
+    @property
+    def canvases(self) -> list[Canvas]:
+        """Of the views."""
+        return [view.canvas for view in self.views]
 
-        Returns:
-            Work that is done by it.
-        """
-        queue = self._waiting.setdefault(canvas.shape, [])
-        queue.append((work, view_index, canvas))
-        if len(queue) < self._batch_size:
-            return []
-        return self._score(self._waiting.pop(canvas.shape))
 
-    def flush(self) -> list[Work]:
-        """Score what is waiting.
+class Batches:
+    """The waiting views, by model and canvas size.
 
-        Returns:
-            Work that is done by it, which is all there was.
-        """
+    Args:
+        load: gives the model of an index.
+        sizes: of the batches.
+        prepare: called before the first batch of a model and canvas size.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Model],
+        sizes: BatchSizes,
+        prepare: Callable[[Model, Canvas], None] = lambda model, canvas: None,
+    ) -> None:
+        self._load = load
+        self._sizes = sizes
+        self._prepare = prepare
+        self._waiting: dict[tuple[int, Size], list[View]] = {}
+        self._prepared: set[tuple[int, Size]] = set()
+
+    def add(self, view: View) -> list[Batch]:
+        """Take a view in; a batch comes out if it is full."""
+        height, width = view.canvas.shape[:2]
+        kind = view.model, (height, width)
+        model = self._load(view.model)
+        if kind not in self._prepared:
+            self._prepare(model, view.canvas)
+            self._prepared.add(kind)
+        queue = self._waiting.setdefault(kind, [])
+        queue.append(view)
+        size, check = self._full(model, kind[1])
+        whole = len(queue) - len(queue) % size  # more than one batch where the size has shrunk
+        self._waiting[kind] = queue[whole:]
+        return [
+            Batch(model, tuple(queue[start : start + size]), size, check)
+            for start in range(0, whole, size)
+        ]
+
+    def flush(self) -> list[Batch]:
+        """What is waiting, in batches that are not full."""
         waiting, self._waiting = self._waiting, {}
-        return [work for queue in waiting.values() for work in self._score(queue)]
-
-    def _score(self, queue: list[tuple[Work, int, Canvas]]) -> list[Work]:
-        started = time.perf_counter()
-        results = self._predict([canvas for _, _, canvas in queue], self._batch_size)
-        self.forward_s += time.perf_counter() - started
-        touched: dict[Work, None] = {}
-        for (work, view_index, _), result in zip(queue, results, strict=True):
-            if work.is_done:  # another view of it has failed before
+        batches = []
+        for (index, canvas), queue in waiting.items():
+            if not queue:
                 continue
-            if isinstance(result, Exception):
-                work.error = result
-            else:
-                work.outputs[view_index] = result
-            touched[work] = None
-        return [work for work in touched if work.is_done]
+            model = self._load(index)
+            full, _ = self._full(model, canvas)
+            for start in range(0, len(queue), full):
+                views = tuple(queue[start : start + full])
+                size, check = self._sizes.partial(model.spec.key, canvas, full, len(views))
+                batches.append(Batch(model, views, size, check))
+        return batches
 
-    def _predict(self, canvases: list[Canvas], batch_size: int) -> list[ViewOutput | Exception]:
-        """Outputs, with an exception in the place of each canvas that the network fails on."""
+    def _full(self, model: Model, canvas: Size) -> tuple[int, int | None]:
+        return self._sizes.full(model.spec.key, canvas, model.spec.batch_size)
+
+    def _rest(self, kind: tuple[int, Size], views: list[View]) -> list[Batch]:
+        if views:
+            self._waiting[kind] = views
+        return []
+
+
+def score_piecewise(
+    model: Model,
+    canvases: list[Canvas],
+    size: int,
+    *,
+    error: Exception,
+    run_short: Callable[[int], None],
+) -> list[ViewOutput | Exception]:
+    """Score a batch on which the network has failed, in halves down to the bad image.
+
+    Args:
+        model: that has failed.
+        canvases: of the batch.
+        size: that it was filled up to.
+        error: that it failed with.
+        run_short: called with a size that fitted, after a larger one did not fit into memory.
+
+    Returns:
+        By canvas its output, or the exception that it gives.
+
+    Raises:
+        DeviceLostError: the device is of no more use.
+        Exception: the network cannot score even an empty image; its own.
+    """
+    if is_device_lost(error):
+        raise DeviceLostError(str(error)) from error
+    short = is_out_of_memory(error)
+    if len(canvases) == 1 and not (short and size > 1):
+        _raise_if_broken(model, canvases[0], size, error)
+        return [error]
+    if short:
+        # Padding is what does not fit, so smaller batches are not filled up
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size = max(1, (size + 1) // 2)
+    middle = max(1, len(canvases) // 2)
+    results: list[ViewOutput | Exception] = []
+    for half in (canvases[:middle], canvases[middle:]):
+        if not half:
+            continue
         try:
-            return [*_predict_padded(self._network, canvases, batch_size)]
+            results += _predict_padded(model, half, size)
         except Exception as err:
-            if len(canvases) == 1 and not (is_out_of_memory(err) and batch_size > 1):
-                self._raise_if_broken(canvases[0], batch_size, err)
-                return [err]
-            error = err
-        if is_out_of_memory(error):
-            # Padding is what does not fit, so smaller batches are not filled up
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            batch_size = max(1, (batch_size + 1) // 2)
-        middle = max(1, len(canvases) // 2)
-        halves = [half for half in (canvases[:middle], canvases[middle:]) if half]
-        return [result for half in halves for result in self._predict(half, batch_size)]
-
-    def _raise_if_broken(self, canvas: Canvas, batch_size: int, error: Exception) -> None:
-        """Tell a bad image from a network that cannot score anything."""
-        try:
-            _predict_padded(self._network, [np.zeros_like(canvas)], batch_size)
-        except Exception:
-            error.add_note(f"{self.spec.name}: the network cannot score even an empty image")
-            raise error from None
+            results += score_piecewise(model, half, size, error=err, run_short=run_short)
+        else:
+            if short:
+                run_short(size)
+    return results
 
 
-def _predict_padded(network: Network, canvases: list[Canvas], batch_size: int) -> list[ViewOutput]:
-    batch = np.zeros((max(batch_size, len(canvases)), *canvases[0].shape), np.uint8)
-    for index, canvas in enumerate(canvases):
-        batch[index] = canvas
-    outputs = network.predict(torch.from_numpy(batch))
-    if len(outputs) != len(batch):
-        raise ValueError(f"the network gave {len(outputs)} outputs for {len(batch)} images")
-    return outputs[: len(canvases)]
+def gives_same_bits(
+    model: Model, canvases: list[Canvas], raw: Any, outputs: list[ViewOutput], size: int
+) -> bool:
+    """Whether a smaller batch gives the bits that a larger one has given.
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the same images may succeed with more memory, or fewer at a time."""
-    # PyTorch has a class for the GPU's memory only
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    Args:
+        model: that is asked.
+        canvases: of the larger batch, as many of which are taken as the smaller one holds.
+        raw: the network's outputs of the larger batch, padding and all.
+        outputs: read from them.
+        size: of the smaller batch.
+    """
+    canvases = canvases[:size]
+    count = len(canvases)
+    with model.lock:
+        smaller = model.network.forward(_padded(canvases, size).to(model.network.device))
+    if not _equal_trees(raw, smaller, count):
+        return False
+    height, width = canvases[0].shape[:2]
+    again = model.network.read_out(smaller, (height, width))
+    return all(
+        _equal_fields(one, other) for one, other in zip(outputs[:count], again, strict=False)
     )
+
+
+def _equal_trees(larger: Any, smaller: Any, count: int) -> bool:
+    """Whether raw outputs agree in their first images; what is no array by image says nothing."""
+    pairs = [
+        (one, other)
+        for one, other in zip(tree_leaves(larger), tree_leaves(smaller), strict=False)
+        if isinstance(one, Tensor | np.ndarray)
+    ]
+    if not pairs or any(len(one) < count or len(other) < count for one, other in pairs):
+        return False
+    return all(
+        torch.equal(torch.as_tensor(one[:count]), torch.as_tensor(other[:count]))
+        for one, other in pairs
+    )
+
+
+def _equal_fields(one: ViewOutput, other: ViewOutput) -> bool:
+    if type(one) is not type(other):
+        return False
+    for name in one.__dataclass_fields__:
+        left, right = getattr(one, name), getattr(other, name)
+        same = torch.equal(left, right) if isinstance(left, Tensor) else bool(left == right)
+        if not same:
+            return False
+    return True
+
+
+def _raise_if_broken(model: Model, canvas: Canvas, size: int, error: Exception) -> None:
+    """Tell a bad image from a network that cannot score anything."""
+    try:
+        _predict_padded(model, [np.zeros_like(canvas)], size)
+    except Exception:
+        error.add_note(f"{model.spec.name}: the network cannot score even an empty image")
+        raise error from None
+
+
+def _predict_padded(model: Model, canvases: list[Canvas], size: int) -> list[ViewOutput]:
+    with model.lock:
+        outputs = model.network.predict(_padded(canvases, size))
+    return checked(outputs, max(size, len(canvases)))[: len(canvases)]
+
+
+def _padded(canvases: list[Canvas], size: int) -> Tensor:
+    batch = np.zeros((max(size, len(canvases)), *canvases[0].shape), np.uint8)
+    np.stack(canvases, out=batch[: len(canvases)])
+    return torch.from_numpy(batch)
+
+
+def checked(outputs: list[ViewOutput], number: int) -> list[ViewOutput]:
+    """A network's outputs, if they are as many as its images."""
+    if len(outputs) != number:
+        raise ValueError(f"the network gave {len(outputs)} outputs for {number} images")
+    return outputs

@@ -3,21 +3,28 @@
 A process that is killed by an image (a decoder's crash, memory) cannot say by which. So it says
 beforehand what it is going to do. The next attempt finds the notes of the dead, does their images
 one by one, and an image that was alone in progress at two deaths is not tried again. That is three
-deaths per bad image, whatever the shard's size, and no shard is ever cut into others.
+deaths per bad image, whatever the shard's size, and no shard is ever cut into others. A worker that
+ends itself, because of a deadline or for want of memory, says why, and if it can by which image.
 """
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixelmill.tasks.store import Backend, LocalBackend
 
-__all__ = ["Crumbs", "Suspects"]
+__all__ = ["KILLED", "Crumbs", "Suspects", "Trail"]
+
+KILLED = "killed_worker"
 
 _FOLDER = "_commit/crumbs"
 _MAX_LONE_DEATHS = 2
+# A put to an object store takes as long as a batch, so it covers some batches more
+_REMOTE_WINDOWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +33,11 @@ class Suspects:
 
     Attributes:
         alone: to be done one by one, in this order.
-        guilty: to be left out.
+        guilty: to be left out, with the cause of death.
     """
 
     alone: tuple[int, ...]
-    guilty: frozenset[int]
+    guilty: Mapping[int, str]
 
 
 class Crumbs:
@@ -47,43 +54,129 @@ class Crumbs:
         self._backend = backend
         self._folder = f"{_FOLDER}/{run_id}/{shard_id}"
         self._attempt = attempt
+        self._lock = threading.Lock()
+        self._rows: list[int] = []
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether a note takes a request over a network."""
+        return not isinstance(self._backend, LocalBackend)
 
     def suspects(self) -> Suspects:
         """What the notes of other attempts say; one that ended in order has left none."""
-        seen: set[int] = set()
+        deaths: Counter[int] = Counter()
         lone_deaths: Counter[int] = Counter()
+        causes: dict[int, str] = {}
         for entry in self._backend.list(self._folder):
             if Path(entry.key).stem == self._attempt:
                 continue
             try:
-                rows: list[int] = json.loads(self._backend.get(entry.key))
+                note = json.loads(self._backend.get(entry.key))
             except FileNotFoundError:  # a twin has just ended in order
                 continue
-            seen.update(rows)
+            rows, cause = note["rows"], note["cause"]
+            deaths.update(rows)
             if len(rows) == 1:
                 lone_deaths[rows[0]] += 1
-        guilty = frozenset(row for row, count in lone_deaths.items() if count >= _MAX_LONE_DEATHS)
-        return Suspects(tuple(sorted(seen - guilty)), guilty)
+                if cause != KILLED:
+                    causes[rows[0]] = cause
+        guilty = {
+            row: causes.get(row, KILLED)
+            for row, count in lone_deaths.items()
+            # Nobody may have meant the only image of a shard, so without a cause it takes three
+            if count >= _MAX_LONE_DEATHS and (row in causes or deaths[row] > _MAX_LONE_DEATHS)
+        }
+        return Suspects(tuple(sorted(deaths.keys() - guilty.keys())), guilty)
 
     def at(self, rows: Iterable[int]) -> None:
         """Note that these rows of the shard are now in progress."""
-        data = json.dumps(sorted(rows)).encode()
-        if isinstance(self._backend, LocalBackend):
-            _write_unsynced(Path(self._backend.root, self._key), data)
-        else:
-            self._backend.put(self._key, data)
+        with self._lock:
+            self._write(sorted(rows), KILLED)
+
+    def last_words(self, cause: str, row: int | None) -> None:
+        """Note why this process ends itself, and because of which row if that is known.
+
+        The caller ends the process: no note is written after this one.
+        """
+        self._lock.acquire()  # for ever
+        self._write(self._rows if row is None else [row], cause)
 
     def end(self) -> None:
         """Take this attempt's note away: it ends in order, if not in success."""
-        self._backend.delete([self._key])
+        with self._lock:
+            self._backend.delete([self._key])
 
     def clear(self) -> None:
         """Take all notes of the shard away: it is committed."""
         self._backend.delete([entry.key for entry in self._backend.list(self._folder)])
 
+    def _write(self, rows: list[int], cause: str) -> None:
+        data = json.dumps({"rows": rows, "cause": cause}).encode()
+        if isinstance(self._backend, LocalBackend):
+            _write_unsynced(Path(self._backend.root, self._key), data)
+        else:
+            self._backend.put(self._key, data)
+        self._rows = rows
+
     @property
     def _key(self) -> str:
         return f"{self._folder}/{self._attempt}.json"
+
+
+class Trail:
+    """Notes for rows that are taken window by window, where they are dear some windows ahead.
+
+    A note is there before the first of its rows is taken. Where a note takes a request over a
+    network, it covers some windows more, and the next is under way while those are worked on.
+
+    Args:
+        crumbs: the shard's notes.
+        windows: rows in the order in which they will be taken.
+        in_progress: rows that were taken and are not finished, at any time.
+    """
+
+    def __init__(
+        self,
+        crumbs: Crumbs,
+        windows: Sequence[Collection[int]],
+        in_progress: Callable[[], Collection[int]],
+    ) -> None:
+        self._crumbs = crumbs
+        self._windows = windows
+        self._in_progress = in_progress
+        self._ahead = _REMOTE_WINDOWS if crumbs.is_dear else 1
+        self._covered = 0
+        self._coming: tuple[int, Future[None]] | None = None
+        self._pool = ThreadPoolExecutor(1, "pixelmill-crumbs") if crumbs.is_dear else None
+
+    def __enter__(self) -> "Trail":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def enter(self, number: int) -> None:
+        """Return when a note covers the window of this number; they are entered in order."""
+        if self._coming is not None and number >= self._covered:
+            self._covered, done = self._coming
+            self._coming = None
+            done.result()
+        if number >= self._covered:
+            self._covered = number + self._ahead
+            self._crumbs.at(self._rows(number, self._covered))
+        if self._pool is None or self._coming is not None:
+            return
+        if number + self._ahead // 2 >= self._covered and self._covered < len(self._windows):
+            until = self._covered + self._ahead
+            rows = self._rows(number, until)
+            self._coming = until, self._pool.submit(self._crumbs.at, rows)
+
+    def _rows(self, start: int, end: int) -> set[int]:
+        return {
+            *self._in_progress(),
+            *(row for window in self._windows[start:end] for row in window),
+        }
 
 
 def _write_unsynced(path: Path, data: bytes) -> None:

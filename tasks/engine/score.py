@@ -5,31 +5,45 @@ returns counts only. It may run twice, or on two workers at the same time; one o
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixelmill.configs.schema import IngestConfig
-from pixelmill.models.build import load_network
-from pixelmill.models.interface import ViewOutput
-from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.engine.batches import Batches, Work, is_out_of_memory
-from pixelmill.tasks.engine.crumbs import Crumbs
-from pixelmill.tasks.engine.decode import DecodedImage, DecodeError, decode_image
-from pixelmill.tasks.engine.merge import merge_views
-from pixelmill.tasks.engine.reading import FileBytes, read_ahead
-from pixelmill.tasks.engine.views import draw_view, plan_views
+from pixelmill.configs.schema import ComputeConfig, IngestConfig
+from pixelmill.tasks.engine.budget import ByteGate, plan_budget
+from pixelmill.tasks.engine.crumbs import Crumbs, Trail
+from pixelmill.tasks.engine.device import Device, DeviceLostError, pick_device
+from pixelmill.tasks.engine.networks import Models
+from pixelmill.tasks.engine.reading import ReadLimits, ReadStats, read_ahead
+from pixelmill.tasks.engine.schedule import Lane, LaneStats, run_lanes
+from pixelmill.tasks.engine.stages import Row, ShardStages
+from pixelmill.tasks.engine.telemetry import Stats
+from pixelmill.tasks.engine.tuning import DEFAULT_SIZE, batch_sizes
+from pixelmill.tasks.engine.watchdog import (
+    EXIT_CODE,
+    OverdueError,
+    Watchdog,
+    peak_rss_bytes,
+    rss_bytes,
+)
 from pixelmill.tasks.sources import read_bytes
-from pixelmill.tasks.store import CatalogRow, FailureRow, ImageRow, Receipt, ShardWriter, Store
+from pixelmill.tasks.store import Receipt, RunRecord, ShardWriter, Store
 
-__all__ = ["ShardOutcome", "configure_process", "pick_device", "score_shard"]
+__all__ = ["ShardOutcome", "configure_process", "score_shard"]
 
-Stats = dict[str, float | int | str]
+# A whole image, alone, through all models, may take so many times ingest.max_decode_s
+_LONE_FACTOR = 10
+# Images that are looked at together on a GPU: breadcrumbs and stop flags are per so many
+_GPU_WINDOW = 64
+# Where the stages run at once: reading hides latency, postprocessing shares the GIL
+_READ_THREADS = 16
+_POST_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +76,6 @@ def configure_process() -> None:
     torch.set_num_threads(1)
 
 
-def pick_device() -> str:
-    """The GPU that this process sees first, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def never() -> bool:
     """Go on."""
     return False
@@ -79,6 +88,8 @@ def score_shard(
     *,
     should_stop: Callable[[], bool] = never,
     device: str | None = None,
+    may_exit: bool = False,
+    overlap: bool | None = None,
 ) -> ShardOutcome:
     """Score what a shard's inputs lack, and commit it.
 
@@ -91,54 +102,67 @@ def score_shard(
         shard_index: of a shard in the run's plan.
         should_stop: asked before each batch.
         device: "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
+        may_exit: whether this process may end itself, because somebody will start it again: when
+            an image hangs it or takes it beyond its memory, or when its GPU is lost.
+        overlap: whether the stages run at once, in threads; None: on a GPU. Changes no result.
 
     Raises:
         KeyError: no such run.
         OSError: the store, or a model's weights, cannot be read or written.
-        ValueError: a model cannot be built from its spec.
+        ValueError: a model cannot be built from its spec, or memory does not hold it.
+        DeviceLostError: the GPU is of no more use to this process.
     """
     started = time.perf_counter()
     store = Store(root)
     receipt = store.receipt(run_id, shard_index)
     if receipt is not None:
-        return _outcome(receipt, receipt.stats, cached=True)
+        return _outcome(receipt, cached=True)
     run = store.run(run_id)
     writer = ShardWriter(store, run, shard_index)
     crumbs = Crumbs(store.backend, run_id, writer.shard_id, writer.attempt)
-    rows = _planned(store, run_id, shard_index)
-    scorer = _ShardScorer(
-        writer,
-        run.models,
-        IngestConfig.model_validate(run.config.get("ingest", {})),
-        collection=run.collection,
-        device=device or pick_device(),
-        is_published=functools.partial(_is_published, root, store, run_id),
-    )
+    device = device or pick_device()
     try:
-        is_complete = scorer.run(rows, crumbs, should_stop)
-        if not is_complete:
+        scoring = _Scoring(
+            store,
+            run,
+            writer,
+            crumbs,
+            device,
+            may_exit,
+            not device.startswith("cpu") if overlap is None else overlap,
+        )
+        if not scoring.run(_planned(store, run_id, shard_index), should_stop):
             writer.abort()
             crumbs.end()
             return ShardOutcome(writer.shard_id, {}, 0, {}, stopped=True)
-        stats = scorer.stats(wall_s=time.perf_counter() - started)
-        receipt = writer.commit(stats)
+        writing = time.perf_counter()
+        writer.stage()
+        now = time.perf_counter()
+        receipt = writer.commit(scoring.stats(wall_s=now - started, write_s=now - writing))
+    except DeviceLostError:
+        # What was in progress stays suspected: an image may have done it
+        writer.abort()
+        if may_exit:
+            crumbs.last_words("device_lost", None)
+            os._exit(EXIT_CODE)
+        raise
     except BaseException:
         writer.abort()
         crumbs.end()
         raise
     crumbs.clear()
-    return _outcome(receipt, receipt.stats, cached=receipt.attempt != writer.attempt)
+    return _outcome(receipt, cached=receipt.attempt != writer.attempt)
 
 
-def _outcome(receipt: Receipt, stats: Stats, *, cached: bool) -> ShardOutcome:
+def _outcome(receipt: Receipt, *, cached: bool) -> ShardOutcome:
     return ShardOutcome(
-        receipt.shard_id, receipt.num_scored, receipt.num_failed, stats, cached=cached
+        receipt.shard_id, receipt.num_scored, receipt.num_failed, receipt.stats, cached=cached
     )
 
 
-def _planned(store: Store, run_id: str, shard_index: int) -> "list[_Row]":
+def _planned(store: Store, run_id: str, shard_index: int) -> list[Row]:
     table = store.shard_rows(run_id, shard_index).drop_columns(["shard"])
-    return [_Row(index=index, **row) for index, row in enumerate(table.to_pylist())]
+    return [Row(index=index, **row) for index, row in enumerate(table.to_pylist())]
 
 
 @functools.lru_cache(maxsize=8)
@@ -155,269 +179,216 @@ def _is_published(root: str, store: Store, run_id: str, model_key: str, image_id
     return position < len(ids) and ids[position] == wanted[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """An input of the shard: a row of the plan."""
-
-    index: int
-    path: str
-    source_uri: str
-    size_bytes: int
-    modified: str
-    width: int | None
-    height: int | None
-    image_id: str | None
-    model_mask: int
+class _StoppedError(Exception):
+    """It was told to stop."""
 
 
-class _ShardScorer:
-    """The state of one attempt at a shard."""
+class _Scoring:
+    """One attempt at a shard: what is read when, and which stages run where."""
 
     def __init__(
         self,
+        store: Store,
+        run: RunRecord,
         writer: ShardWriter,
-        specs: Sequence[ModelSpec],
-        ingest: IngestConfig,
-        *,
-        collection: str,
+        crumbs: Crumbs,
         device: str,
-        is_published: Callable[[str, str], bool],
+        may_exit: bool,
+        overlap: bool,
     ) -> None:
+        compute = ComputeConfig.model_validate(run.config.get("compute", {}))
+        ingest = IngestConfig.model_validate(run.config.get("ingest", {}))
+        self._run = run
         self._writer = writer
-        self._specs = specs
-        self._ingest = ingest
-        self._collection = collection
-        self._device = device
-        self._is_published = is_published
-        self._batches: dict[int, Batches] = {}
-        self._scored: set[tuple[str, int]] = set()
-        self._seconds: dict[str, float] = {}
-        self._num_decoded = 0
+        self._crumbs = crumbs
+        self._device = _open_device(device)
+        self._overlap = overlap
+        self._watchdog = Watchdog(
+            max_decode_s=ingest.max_decode_s,
+            memory=compute.memory,
+            last_words=crumbs.last_words,
+            may_exit=may_exit,
+        )
+        sizes = batch_sizes(store.root, store.dataset_id, self._device.label)
+        self._models = Models(run.models, self._device, sizes)
+        if compute.memory is not None:
+            self._models.load_all()
+        self._budget = plan_budget(compute.memory, rss_bytes() or 0)
+        self._stages = ShardStages(
+            writer,
+            run.models,
+            ingest,
+            collection=run.collection,
+            device=self._device,
+            models=self._models,
+            sizes=sizes,
+            watchdog=self._watchdog,
+            gate=ByteGate(self._budget.pixels) if overlap else None,
+            is_published=functools.partial(_is_published, store.root, store, run.run_id),
+        )
+        self._reading = ReadStats()
+        self._read_s = 0.0
+        self._lanes_did = LaneStats()
 
-    def run(self, rows: Sequence[_Row], crumbs: Crumbs, should_stop: Callable[[], bool]) -> bool:
+    def run(self, rows: Sequence[Row], should_stop: Callable[[], bool]) -> bool:
         """Score all rows.
 
         Returns:
             False if it was stopped before the end.
         """
-        suspects = crumbs.suspects()
-        for index in sorted(suspects.guilty):
-            self._quarantine(rows[index])
-        alone = [rows[index] for index in suspects.alone]
-        apart = suspects.guilty.union(suspects.alone)
-        others = [row for row in rows if row.index not in apart]
-        size = max(8 if spec.batch_size == "auto" else spec.batch_size for spec in self._specs)
-        windows = [[row] for row in alone]
-        windows += [others[start : start + size] for start in range(0, len(others), size)]
-        readable = [row for window in windows for row in window if self._is_allowed(row)]
-        files = read_ahead(readable, read_bytes)
-        allowed = {row.index for row in readable}
-        for number, window in enumerate(windows):
+        suspects = self._crumbs.suspects()
+        for index, cause in sorted(suspects.guilty.items()):
+            self._stages.quarantine(rows[index], cause)
+        others = [row for row in rows if row.index not in {*suspects.guilty, *suspects.alone}]
+        size = self._window()
+        windows = [others[start : start + size] for start in range(0, len(others), size)]
+        try:
+            with self._watchdog:
+                for index in suspects.alone:
+                    self._score_alone(rows[index], should_stop)
+                self._score(windows, should_stop)
+        except _StoppedError:
+            return False
+        self._crumbs.at([])
+        self._stages.settle()
+        return True
+
+    def _score_alone(self, row: Row, should_stop: Callable[[], bool]) -> None:
+        """Score one row with nothing beside it, so that it is known whether it kills."""
+        lane = Lane(self._stages.line())
+        try:
+            with self._watchdog.watching(row.index, factor=_LONE_FACTOR):
+                run_lanes([lane], self._source([[row]], should_stop), self._lanes_did)
+        except OverdueError:
+            pass  # it came back, and so it has its result
+
+    def _score(self, windows: Sequence[Sequence[Row]], should_stop: Callable[[], bool]) -> None:
+        run_lanes(self._lanes(), self._source(windows, should_stop), self._lanes_did)
+
+    def _source(
+        self, windows: Sequence[Sequence[Row]], should_stop: Callable[[], bool]
+    ) -> Iterator[Any]:
+        """Files in the order of the rows, each window under a note that is there before it."""
+        allowed = [[row for row in window if self._stages.is_allowed(row)] for window in windows]
+        files = read_ahead(
+            (row for window in allowed for row in window),
+            read_bytes,
+            self._read_limits(),
+            self._reading,
+        )
+        indices = [[row.index for row in window] for window in windows]
+        with Trail(self._crumbs, indices, self._stages.rows_in_progress) as trail:
+            for number, window in enumerate(allowed):
+                if should_stop():
+                    raise _StoppedError
+                trail.enter(number)
+                for _ in window:
+                    started = time.perf_counter()
+                    content = next(files)
+                    self._read_s += time.perf_counter() - started
+                    yield content
             if should_stop():
-                return False
-            crumbs.at({row.index for row in window} | self._rows_in_progress())
-            for row in window:
-                if row.index in allowed:
-                    with self._timed("read_s"):
-                        _, content = next(files)
-                    self._take(row, content)
-            if number < len(alone):
-                self._flush()
-        if should_stop():
-            return False
-        crumbs.at(self._rows_in_progress())
-        self._flush()
-        crumbs.at([])
-        return True
+                raise _StoppedError
 
-    def stats(self, wall_s: float) -> Stats:
-        """Measurements so far."""
-        forward = {
-            f"forward_s/{batches.spec.key}": round(batches.forward_s, 4)
-            for batches in self._batches.values()
-        }
-        return {
-            "wall_s": round(wall_s, 4),
-            **{name: round(seconds, 4) for name, seconds in self._seconds.items()},
-            "forward_s": round(sum(forward.values()), 4),
-            **forward,
-            "num_decoded": self._num_decoded,
-            "images_per_s": round(self._num_decoded / wall_s, 2),
-            "device": self._device,
-        }
+    def _read_limits(self) -> ReadLimits:
+        if self._overlap:
+            return ReadLimits(threads=_READ_THREADS, files=1024, num_bytes=self._budget.read)
+        return ReadLimits(num_bytes=self._budget.read)
 
-    def _rows_in_progress(self) -> set[int]:
-        return {row for batches in self._batches.values() for row in batches.rows}
+    def _window(self) -> int:
+        sizes = [spec.batch_size for spec in self._run.models]
+        auto = _GPU_WINDOW if self._device.is_gpu else DEFAULT_SIZE
+        return max(auto if size == "auto" else size for size in sizes)
 
-    def _is_allowed(self, row: _Row) -> bool:
-        """Whether the listing lets the file be read; else its failure is recorded."""
-        limit = self._ingest.max_file_bytes
-        if row.size_bytes > limit:
-            message = f"{row.size_bytes} bytes, more than ingest.max_file_bytes = {limit}"
-            self._fail(row, "read", "too_many_bytes", message)
-            return False
-        limit = self._ingest.max_pixels
-        if row.width and row.height and row.width * row.height > limit:
-            message = f"{row.width} x {row.height}, more than ingest.max_pixels = {limit}"
-            self._fail(row, "decode", "too_many_pixels", message)
-            return False
-        return True
-
-    def _take(self, row: _Row, content: FileBytes | OSError) -> None:
-        """Bring a file as far as full batches take it."""
-        if isinstance(content, OSError):
-            gone = isinstance(content, FileNotFoundError)
-            reason = "not_found" if gone else "unreadable"
-            self._fail(row, "read", reason, str(content), retryable=True)
-            return
-        if len(content.data) != row.size_bytes:
-            message = f"listed with {row.size_bytes} bytes, read {len(content.data)}"
-            self._fail(row, "read", "changed", message, retryable=True)
-            return
-        wanted = self._missing_models(row, content.image_id)
-        if not wanted:
-            self._catalogue(row, content.image_id, row.width, row.height)
-            return
-        decoded = self._decode(row, content)
-        if decoded is None:
-            return
-        height, width = decoded.original_size
-        self._catalogue(row, content.image_id, width, height)
-        self._num_decoded += 1
-        image = ImageRow(
-            image_id=content.image_id,
-            collection=self._collection,
-            path=row.path,
-            source_uri=row.source_uri,
-            width=width,
-            height=height,
-            size_bytes=row.size_bytes,
-            modified=row.modified,
-            status=",".join(decoded.flags) or "ok",
-        )
-        for index in wanted:
-            self._scored.add((content.image_id, index))
-            self._add_views(row, image, decoded, index)
-
-    def _missing_models(self, row: _Row, image_id: str) -> list[int]:
-        """Indices of the models that have not scored these bytes, under whatever name."""
-        missing = [
-            index
-            for index in range(len(self._specs))
-            if row.model_mask >> index & 1 and (image_id, index) not in self._scored
+    def _lanes(self) -> list[Lane]:
+        """All stages in this thread, or each in its own and decoding in as many as there are."""
+        admit, decode, transform, batch, copy, forward, read_out, post, encode = self._stages.line()
+        if not self._overlap:
+            return [Lane((admit, decode, transform, batch, copy, forward, read_out, post, encode))]
+        views = self._count_views()
+        return [
+            Lane((admit,)),
+            Lane((decode, transform), _decode_threads(), capacity=2 * _decode_threads()),
+            Lane((batch, copy), capacity=views),
+            Lane((forward,), capacity=2),
+            Lane((read_out,), capacity=2),
+            Lane((post,), _POST_THREADS, capacity=2 * self._window()),
+            Lane((encode,), capacity=2 * self._window()),
         ]
-        if row.image_id == image_id:
-            return missing  # the planner has looked it up
-        return [i for i in missing if not self._is_published(self._specs[i].key, image_id)]
 
-    def _decode(self, row: _Row, content: FileBytes) -> DecodedImage | None:
-        try:
-            with self._timed("decode_s"):
-                return decode_image(content.data, max_pixels=self._ingest.max_pixels)
-        except DecodeError as err:
-            self._fail(row, "decode", err.reason, str(err), image_id=content.image_id)
-        except MemoryError as err:
-            self._fail(row, "decode", "memory", str(err), image_id=content.image_id, retryable=True)
-        self._catalogue(row, content.image_id, row.width, row.height)
-        return None
-
-    def _add_views(self, row: _Row, image: ImageRow, decoded: DecodedImage, index: int) -> None:
-        batches = self._batches_of(index)
-        spec = batches.spec
-        work = Work(row.index, image, plan_views((image.height, image.width), spec))
-        for view_index, placement in enumerate(work.placements):
-            if work.error is not None:
-                break
-            with self._timed("transform_s"):
-                canvas = draw_view(decoded.pixels, placement, spec.preprocess)
-            for done in batches.add(work, view_index, canvas):
-                self._finish(done, spec)
-
-    def _batches_of(self, index: int) -> Batches:
-        if index not in self._batches:
-            with self._timed("load_s"):
-                network = load_network(self._specs[index], self._device)
-            self._batches[index] = Batches(self._specs[index], network)
-        return self._batches[index]
-
-    def _flush(self) -> None:
-        for batches in self._batches.values():
-            for work in batches.flush():
-                self._finish(work, batches.spec)
-
-    def _finish(self, work: Work, spec: ModelSpec) -> None:
-        error: Exception | None = work.error
-        stage = "forward"
-        if error is None:
-            stage = "merge"
-            outputs: list[ViewOutput] = [each for each in work.outputs if each is not None]
-            try:
-                with self._timed("post_s"):
-                    size = (work.image.height, work.image.width)
-                    prediction = merge_views(outputs, work.placements, spec, size)
-                    self._writer.add_image(work.image, spec.key, prediction)
-            except Exception as err:
-                error = err
-        if error is not None:
-            self._fail(
-                work.image,
-                stage,
-                type(error).__name__,
-                str(error),
-                model_key=spec.key,
-                retryable=is_out_of_memory(error),
-            )
-
-    def _catalogue(self, row: _Row, image_id: str, width: int | None, height: int | None) -> None:
-        self._writer.add_catalog(
-            CatalogRow(
-                collection=self._collection,
-                path=row.path,
-                source_uri=row.source_uri,
-                size_bytes=row.size_bytes,
-                modified=row.modified,
-                image_id=image_id,
-                width=width,
-                height=height,
-            )
+    def _count_views(self) -> int:
+        """Canvases that may wait for a batch to be formed."""
+        largest = max(
+            3 * height * width * max(spec.augmentation.scales) ** 2
+            for spec in self._run.models
+            for height, width in spec.preprocess.canvases
         )
+        return max(2, min(2 * self._window(), int(self._budget.views / largest)))
 
-    def _quarantine(self, row: _Row) -> None:
-        message = "the worker died twice while this image was the only one in progress"
-        self._fail(row, "worker", "killed_worker", message)
+    def stats(self, wall_s: float, write_s: float) -> Stats:
+        """Measurements so far; `telemetry` says what each is."""
+        did, stages, reading = self._lanes_did, self._stages, self._reading
+        models = self._models.loaded()
+        busy_s = did.busy_s.copy()
+        if models:
+            busy_s["batch"] -= self._models.load_s
+            # A GPU's forward pass goes on when the stage that started it is done
+            busy_s["forward"] = sum(model.forward_s for model in models)
+        device_s = sum(model.device_s for model in models)
+        stats: Stats = {
+            "wall_s": wall_s,
+            "load_s": self._models.load_s,
+            "read_s": self._read_s,
+            "read_busy_s": reading.busy_s,
+            "read_bytes": reading.num_bytes,
+            "read_bytes_per_s": reading.num_bytes / wall_s,
+            "read_retries": reading.num_retries,
+            "write_s": write_s,
+            "write_bytes": self._writer.num_bytes,
+            **{f"{name}_s": seconds for name, seconds in busy_s.items()},
+            **{f"forward_s/{model.spec.key}": model.forward_s for model in models},
+            **{
+                f"batch_size/{model.spec.key}": max(model.num_batches, key=model.num_batches.get)  # type: ignore[arg-type]
+                for model in models
+                if model.num_batches
+            },
+            "num_decoded": stages.num_decoded,
+            "images_per_s": stages.num_decoded / wall_s,
+            "device": self._device.name,
+            "device_share": device_s / wall_s,
+            "peak_rss_bytes": peak_rss_bytes() or 0,
+        }
+        for spec, counts in zip(self._run.models, stages.counts, strict=True):
+            for name in ("empty", "duplicate", "known", "failed"):
+                stats[f"num_{name}/{spec.key}"] = getattr(counts, name)
+        if self._overlap:
+            stats |= self._lane_stats()
+        return {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in stats.items()
+        }
 
-    def _fail(
-        self,
-        row: _Row | ImageRow,
-        stage: str,
-        reason: str,
-        message: str,
-        *,
-        image_id: str | None = None,
-        model_key: str | None = None,
-        retryable: bool = False,
-    ) -> None:
-        self._writer.add_failure(
-            FailureRow(
-                collection=self._collection,
-                path=row.path,
-                source_uri=row.source_uri,
-                stage=stage,
-                reason=reason,
-                message=message,
-                retryable=retryable,
-                size_bytes=row.size_bytes,
-                modified=row.modified,
-                image_id=image_id or row.image_id,
-                model_key=model_key,
-            )
-        )
+    def _lane_stats(self) -> Stats:
+        did = self._lanes_did
+        stats: Stats = {"threads/read": _READ_THREADS}
+        for lane in self._lanes():
+            stats |= {f"threads/{stage.name}": lane.threads for stage in lane.stages}
+        stats |= {f"starved_s/{name}": seconds for name, seconds in did.starved_s.items()}
+        stats |= {f"blocked_s/{name}": seconds for name, seconds in did.blocked_s.items()}
+        for name, number in did.num_taken.items():
+            stats[f"queue_mean/{name}"] = did.depth_sum[name] / max(1, number)
+            stats[f"queue_max/{name}"] = did.depth_max[name]
+        return stats
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            elapsed = time.perf_counter() - started
-            self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
+
+@functools.lru_cache(maxsize=4)
+def _open_device(name: str) -> Device:
+    """Kept by this process for the next shard, with its buffers and streams."""
+    return Device(name)
+
+
+def _decode_threads() -> int:
+    """One per core that this process may use, but for two that feed the GPU and postprocess."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(2, cores - 2)

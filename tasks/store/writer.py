@@ -9,7 +9,8 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,8 @@ from pixelmill.tasks.store.schemas import (
 )
 
 __all__ = ["ShardWriter"]
+
+_STAGERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class ShardWriter:
         self._catalog: list[CatalogRow] = []
         self._failures: list[tuple[FailureRow, datetime]] = []
         self._may_be_committed = False
+        self._committed_at = datetime.now(UTC)
+        self._files: tuple[StagedFile, ...] | None = None
+        self._mask_stores: dict[str, str] = {}
 
     def add_image(self, image: ImageRow, model_key: str, prediction: ImagePrediction) -> None:
         """Take what one model says of one image.
@@ -111,8 +117,48 @@ class ShardWriter:
         """Take what could not be scored, and why."""
         self._failures.append((row, datetime.now(UTC)))
 
+    def stage(self) -> None:
+        """Write everything but the receipt; nothing can be added after it."""
+        self._committed_at = datetime.now(UTC)
+        tables: list[tuple[str, pa.Table, str | None]] = []
+        origins = self._origins()
+        for model_key, scored in self._scored.items():
+            if scored:
+                semantic, instances = self._write_masks(model_key)
+                rows = [scored[image_id] for image_id in sorted(scored)]
+                classes = self._classes[model_key]
+                provenance = {
+                    "mask_store": self._mask_stores.get(model_key),
+                    "shard_id": self.shard_id,
+                    "run_id": self._run.run_id,
+                    "scored_at": self._committed_at,
+                }
+                of_model = {
+                    "images": _images_table(rows, semantic, instances, origins, provenance),
+                    "detections": _detections_table(rows, classes),
+                    "candidates": _candidates_table(rows, classes),
+                    "captions": _captions_table(rows),
+                    "labels": _labels_table(rows, classes),
+                }
+                tables += [
+                    (name, table, model_key)
+                    for name, table in of_model.items()
+                    if table.num_rows or name == "images"
+                ]
+        if self._catalog:
+            tables.append(("catalog", self._catalog_table(), None))
+        if self._failures:
+            tables.append(("failures", self._failures_table(), None))
+        with ThreadPoolExecutor(_STAGERS) as pool:  # they wait for the disk or network
+            self._files = tuple(pool.map(lambda item: self._stage(*item), tables))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tables that were staged."""
+        return sum(file.size_bytes for file in self._files or ())
+
     def commit(self, stats: Mapping[str, float | int | str] | None = None) -> Receipt:
-        """Write everything, then the receipt.
+        """Write everything that is not staged yet, then the receipt.
 
         Args:
             stats: measurements for the receipt; see `Receipt`.
@@ -122,41 +168,10 @@ class ShardWriter:
         """
         winner = self._store.receipt(self._run.run_id, self._shard_index)
         if winner is not None:
+            self.abort()
             return winner
-        committed_at = datetime.now(UTC)
-        files: list[StagedFile] = []
-        mask_stores: dict[str, str] = {}
-        for model_key, scored in self._scored.items():
-            if scored:
-                semantic, instances = self._write_masks(model_key, mask_stores)
-                rows = [scored[image_id] for image_id in sorted(scored)]
-                classes = self._classes[model_key]
-                tables = {
-                    "images": _images_table(
-                        rows,
-                        semantic,
-                        instances,
-                        {
-                            "mask_store": mask_stores.get(model_key),
-                            "shard_id": self.shard_id,
-                            "run_id": self._run.run_id,
-                            "scored_at": committed_at,
-                        },
-                    ),
-                    "detections": _detections_table(rows, classes),
-                    "candidates": _candidates_table(rows, classes),
-                    "captions": _captions_table(rows),
-                    "labels": _labels_table(rows, classes),
-                }
-                files += [
-                    self._stage(name, table, model_key)
-                    for name, table in tables.items()
-                    if table.num_rows or name == "images"
-                ]
-        if self._catalog:
-            files.append(self._stage("catalog", self._catalog_table(), None))
-        if self._failures:
-            files.append(self._stage("failures", self._failures_table(), None))
+        if self._files is None:
+            self.stage()
         paths = {row.path for row in self._catalog} | {row.path for row, _ in self._failures}
         receipt = Receipt(
             shard_id=self.shard_id,
@@ -165,12 +180,12 @@ class ShardWriter:
             shard_index=self._shard_index,
             date=self._run.date,
             collection=self._run.collection,
-            committed_at=committed_at.isoformat(),
+            committed_at=self._committed_at.isoformat(),
             num_inputs=len(paths),
             num_scored={key: len(scored) for key, scored in self._scored.items()},
             num_failed=len(self._failures),
-            files=tuple(files),
-            mask_stores=mask_stores,
+            files=self._files or (),
+            mask_stores=self._mask_stores,
             stats=dict(stats or {}),
         )
         key = layout.receipt_key(self._run.run_id, self.shard_id)
@@ -196,12 +211,17 @@ class ShardWriter:
     def _mask_store(self, model_key: str) -> str:
         return layout.mask_store_key(model_key, self._run.date, self.shard_id, self.attempt)
 
-    def _write_masks(
-        self, model_key: str, mask_stores: dict[str, str]
-    ) -> tuple[dict[str, Place], dict[str, Place]]:
+    def _origins(self) -> dict[str, CatalogRow]:
+        """Where each image lies; of copies the first by path, whichever of them was scored."""
+        origins: dict[str, CatalogRow] = {}
+        for row in sorted(self._catalog, key=lambda row: row.path):
+            origins.setdefault(row.image_id, row)
+        return origins
+
+    def _write_masks(self, model_key: str) -> tuple[dict[str, Place], dict[str, Place]]:
         if not self._masks[model_key]:
             return {}, {}
-        mask_stores[model_key] = self._mask_store(model_key)
+        self._mask_stores[model_key] = self._mask_store(model_key)
         attributes = {
             "pixelmill_format": FORMAT_VERSION,
             "shard_id": self.shard_id,
@@ -211,7 +231,9 @@ class ShardWriter:
             "date": self._run.date,
             "collection": self._run.collection,
         }
-        return self._masks[model_key].write(self._store.backend, mask_stores[model_key], attributes)
+        return self._masks[model_key].write(
+            self._store.backend, self._mask_stores[model_key], attributes
+        )
 
     def _stage(self, name: str, table: pa.Table, model_key: str | None) -> StagedFile:
         classes = () if model_key is None else self._classes[model_key]
@@ -280,13 +302,14 @@ def _images_table(
     rows: Sequence[_Scored],
     semantic: Mapping[str, Place],
     instances: Mapping[str, Place],
+    origins: Mapping[str, CatalogRow],
     provenance: Mapping[str, Any],
 ) -> pa.Table:
     def values(row: _Scored) -> dict[str, Any]:
         image_id = row.image.image_id
         label_map, objects = semantic.get(image_id), instances.get(image_id)
         return {
-            **asdict(row.image),
+            **asdict(_at(row.image, origins.get(image_id))),
             **provenance,
             "n_detections": 0 if row.detections is None else len(row.detections.scores),
             "n_captions": len(row.captions),
@@ -298,6 +321,19 @@ def _images_table(
         }
 
     return _rows_table(IMAGES, map(values, rows))
+
+
+def _at(image: ImageRow, origin: CatalogRow | None) -> ImageRow:
+    """An image where it was found first."""
+    if origin is None:
+        return image
+    return replace(
+        image,
+        path=origin.path,
+        source_uri=origin.source_uri,
+        size_bytes=origin.size_bytes,
+        modified=origin.modified,
+    )
 
 
 def _detections_table(rows: Sequence[_Scored], classes: Sequence[str]) -> pa.Table:

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.interface import ClassOutput
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.engine.batches import Batches, Work, is_out_of_memory
+from pixelmill.tasks.engine.batches import Batches, View, Work, gives_same_bits, score_piecewise
+from pixelmill.tasks.engine.device import DeviceLostError
+from pixelmill.tasks.engine.networks import Model
+from pixelmill.tasks.engine.tuning import BatchSizes
 from pixelmill.tasks.engine.views import place_whole
-from pixelmill.tasks.store import ImageRow
+from pixelmill.tasks.store import ImageRow, open_backend
 
 PREPROCESS = PreprocessConfig(canvases=((8, 8), (8, 16)))
 
@@ -29,18 +32,25 @@ class Network:
         self.fits = fits
         self.shapes: list[tuple[int, ...]] = []
 
-    def predict(self, images):
+    device = torch.device("cpu")
+
+    def forward(self, images):
         self.shapes.append(tuple(images.shape))
         if len(images) > self.fits:
             raise torch.OutOfMemoryError(f"no room for {len(images)} images")
-        colours = images[:, 0, 0, 0].tolist()
-        for colour in colours:
+        return images[:, 0, 0, 0].clone()
+
+    def read_out(self, raw, canvas):
+        for colour in raw.tolist():
             if colour in self.dislikes:
                 raise ValueError(f"{colour} is not to my taste")
-        return [ClassOutput(torch.tensor([float(colour)])) for colour in colours]
+        return [ClassOutput(torch.tensor([float(colour)])) for colour in raw.tolist()]
+
+    def predict(self, images):
+        return self.read_out(self.forward(images), images.shape[1:3])
 
 
-def make_batches(network, batch_size: int = 4) -> Batches:
+def make_model(network, batch_size: int = 4) -> Model:
     spec = ModelSpec(
         name="fake",
         task="classification",
@@ -53,147 +63,211 @@ def make_batches(network, batch_size: int = 4) -> Batches:
         precision="fp32",
         batch_size=batch_size,
     )
-    return Batches(spec, network)
+    return Model(spec, network)
+
+
+@pytest.fixture
+def sizes(tmp_path):
+    return BatchSizes(open_backend(tmp_path), "cpu")
+
+
+@pytest.fixture
+def make_batches(sizes):
+    return lambda batch_size=4: Batches(lambda index: make_model(Network(), batch_size), sizes)
 
 
 def make_work(row: int, num_views: int = 1) -> Work:
     image = ImageRow(f"{row:032x}", "c", f"{row}.jpg", f"{row}.jpg", 8, 8, 1, "1")
-    return Work(row, image, (place_whole((8, 8), PREPROCESS),) * num_views)
+    spec = make_model(None).spec
+    return Work(row, image, spec, (place_whole((8, 8), PREPROCESS),) * num_views)
 
 
 def canvas(colour: int, width: int = 8):
     return np.full((8, width, 3), colour, np.uint8)
 
 
-def score(batches: Batches, colours) -> tuple[dict[int, float], dict[int, str]]:
-    """Colours said and errors made, by row."""
-    done = []
-    for row, colour in enumerate(colours):
-        done += batches.add(make_work(row), 0, canvas(colour))
-    done += batches.flush()
-    assert sorted(work.row for work in done) == list(range(len(colours)))
-    said = {}
-    for work in done:
-        for output in work.outputs:
-            if isinstance(output, ClassOutput):
-                said[work.row] = float(output.probs)
-    return said, {work.row: str(work.error) for work in done if work.error is not None}
+def view(row: int, width: int = 8, model: int = 0) -> View:
+    return View(model, make_work(row), 0, canvas(row, width))
 
 
-def test_a_full_batch_is_scored_at_once_and_the_rest_is_filled_up_at_the_end():
-    network = Network()
-    batches = make_batches(network)
-    works = [make_work(row) for row in range(6)]
-    done = [batches.add(work, 0, canvas(10 + row)) for row, work in enumerate(works)]
-    assert done == [[], [], [], works[:4], [], []]
-    assert batches.rows == {4, 5}
-    assert batches.flush() == works[4:]
-    assert batches.rows == set()
+def rows(batches) -> list[list[int]]:
+    return [[each.work.row for each in batch.views] for batch in batches]
+
+
+def test_a_full_batch_comes_out_at_once_and_the_rest_at_the_end(make_batches):
+    batches = make_batches()
+    assert [rows(batches.add(view(row))) for row in range(6)] == [
+        [],
+        [],
+        [],
+        [[0, 1, 2, 3]],
+        [],
+        [],
+    ]
+    (rest,) = batches.flush()
+    assert rows([rest]) == [[4, 5]]
+    assert (rest.size, rest.check) == (4, 2)
     assert batches.flush() == []
-    assert network.shapes == [(4, 8, 8, 3)] * 2
-    outputs = [work.outputs[0] for work in works]
-    assert [float(each.probs) for each in outputs if isinstance(each, ClassOutput)] == [
-        10, 11, 12, 13, 14, 15,
-    ]  # fmt: skip
 
 
-def test_canvases_of_one_size_share_a_batch():
-    network = Network()
-    batches = make_batches(network, batch_size=2)
-    wide, narrow = [make_work(0), make_work(1)], [make_work(2), make_work(3)]
-    assert batches.add(wide[0], 0, canvas(1, 16)) == []
-    assert batches.add(narrow[0], 0, canvas(2)) == []
-    assert batches.add(wide[1], 0, canvas(3, 16)) == wide
-    assert batches.add(narrow[1], 0, canvas(4)) == narrow
-    assert network.shapes == [(2, 8, 16, 3), (2, 8, 8, 3)]
+def test_only_canvases_of_one_size_and_model_share_a_batch(make_batches):
+    batches = make_batches(2)
+    for each in (view(0, 16), view(1), view(2, model=1)):
+        assert batches.add(each) == []
+    assert rows(batches.add(view(3, 16))) == [[0, 3]]
+    assert rows(batches.add(view(4))) == [[1, 4]]
+    assert rows(batches.add(view(5, model=1))) == [[2, 5]]
 
 
-def test_a_batch_of_one_is_filled_up_to_two():
-    network = Network()
-    score(make_batches(network, batch_size=1), [1])
-    assert network.shapes == [(2, 8, 8, 3)]
+def test_a_batch_of_one_is_filled_up_to_two(make_batches):
+    batches = make_batches(1)
+    batches.add(view(0))
+    assert [batch.size for batch in batches.flush()] == [2]
 
 
-def test_an_image_is_done_with_its_last_view():
-    batches = make_batches(Network(), batch_size=2)
-    work = make_work(0, num_views=3)
-    assert batches.add(work, 0, canvas(1)) == []
-    assert batches.add(work, 1, canvas(2)) == []
-    assert not work.is_done
-    assert batches.add(work, 2, canvas(3)) == []
-    assert batches.flush() == [work]
-    outputs = [each for each in work.outputs if isinstance(each, ClassOutput)]
-    assert [float(each.probs) for each in outputs] == [1, 2, 3]
+def test_the_rest_is_filled_up_to_what_gave_the_same_bits(make_batches, sizes):
+    for verdict, size in ((True, 2), (False, 8)):
+        batches = make_batches(8)
+        batches.add(view(0))
+        sizes.judge(make_model(None, 8).spec.key, (8, 8), 8, 2, verdict)
+        (batch,) = batches.flush()
+        assert (batch.size, batch.check) == (size, None)
 
 
-def test_an_image_of_which_one_view_fails_is_done_once():
-    batches = make_batches(Network(dislikes={9}), batch_size=2)
-    bad, good = make_work(0, num_views=3), make_work(1)
-    assert batches.add(bad, 0, canvas(1)) == []
-    assert batches.add(bad, 1, canvas(9)) == [bad]
-    assert batches.add(bad, 2, canvas(2)) == []
-    assert batches.add(good, 0, canvas(3)) == [good]
-    assert str(bad.error) == "9 is not to my taste"
-    assert good.error is None
+def test_where_the_size_has_shrunk_more_than_one_batch_comes_out(make_batches, sizes):
+    batches = make_batches(8)
+    for row in range(5):
+        assert batches.add(view(row)) == []
+    sizes.limit(make_model(None).spec.key, (8, 8), 2)
+    assert rows(batches.add(view(5))) == [[0, 1], [2, 3], [4, 5]]
+    batches.add(view(6))
+    assert rows(batches.flush()) == [[6]]
 
 
-@given(st.lists(st.integers(1, 6), max_size=12), st.sets(st.integers(1, 6), max_size=4))
+def test_each_model_and_canvas_is_prepared_once_before_its_first_batch(sizes):
+    model, prepared = make_model(Network()), []
+    batches = Batches(
+        lambda index: model, sizes, lambda model, canvas: prepared.append(canvas.shape)
+    )
+    for each in (view(0), view(1), view(2, 16)):
+        batches.add(each)
+    assert prepared == [(8, 8, 3), (8, 16, 3)]
+
+
+def test_work_is_done_with_its_last_view_or_with_the_first_that_fails():
+    work, bad = make_work(0, num_views=2), make_work(1, num_views=3)
+    output = ClassOutput(torch.zeros(1))
+    assert not work.take(0, output)
+    assert work.take(1, output)
+    assert not bad.take(0, output)
+    assert bad.take(1, ValueError("no"))
+    assert not bad.take(2, output)
+    assert str(bad.error) == "no"
+
+
+def piecewise(network, colours, size: int = 4):
+    """Colours said and errors made, by place, of a batch that fails as a whole; sizes that fit."""
+    model, fitted = make_model(network), []
+    canvases = [canvas(colour) for colour in colours]
+    try:
+        network.predict(
+            torch.from_numpy(np.stack(canvases + canvases[:1] * (size - len(canvases))))
+        )
+    except Exception as err:
+        results = score_piecewise(model, canvases, size, error=err, run_short=fitted.append)
+    else:
+        raise AssertionError("it does not fail")
+    said = {i: float(each.probs) for i, each in enumerate(results) if isinstance(each, ClassOutput)}
+    errors = {i: str(each) for i, each in enumerate(results) if isinstance(each, Exception)}
+    assert len(said) + len(errors) == len(colours)
+    return said, errors, fitted
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.sets(st.integers(1, 6), max_size=4))
 def test_exactly_the_bad_images_of_a_batch_fail(colours, dislikes):
-    network = Network(dislikes)
-    said, errors = score(make_batches(network), colours)
+    network = Network({*dislikes, colours[0]})
+    said, errors, fitted = piecewise(network, colours)
     assert errors == {
-        row: f"{colour} is not to my taste"
-        for row, colour in enumerate(colours)
-        if colour in dislikes
+        place: f"{colour} is not to my taste"
+        for place, colour in enumerate(colours)
+        if colour in network.dislikes
     }
-    assert said == {row: colour for row, colour in enumerate(colours) if row not in errors}
-    assert {shape[0] for shape in network.shapes} <= {4}  # halves of a batch are filled up too
+    assert said == {place: colour for place, colour in enumerate(colours) if place not in errors}
+    assert {shape[0] for shape in network.shapes} == {4}  # halves of a batch are filled up too
+    assert fitted == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [2, 3, 8])
 @pytest.mark.parametrize("fits", [1, 2, 3, 5])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(batch_size: int, fits: int):
-    network = Network(fits=fits)
-    said, errors = score(make_batches(network, batch_size), range(1, 12))
-    assert said == {row: row + 1 for row in range(11)}
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(size: int, fits: int):
+    if fits >= size:
+        return
+    said, errors, fitted = piecewise(Network(fits=fits), range(1, size + 1), size)
+    assert said == {place: place + 1 for place in range(size)}
     assert errors == {}
+    assert fitted
+    assert max(fitted) <= fits
 
 
 def test_a_bad_image_is_found_where_memory_is_short_too():
-    said, errors = score(make_batches(Network(dislikes={5}, fits=2), 8), range(1, 9))
+    said, errors, _ = piecewise(Network(dislikes={5}, fits=2), range(1, 9), 8)
     assert list(errors) == [4]
     assert len(said) == 7
 
 
 @pytest.mark.parametrize("network", [Network(fits=0), Network(dislikes={0, 1})])
 def test_a_network_that_cannot_score_even_an_empty_image_is_not_the_images_fault(network):
-    batches = make_batches(network)
-    batches.add(make_work(0), 0, canvas(1))
     with pytest.raises((torch.OutOfMemoryError, ValueError)) as caught:
-        batches.flush()
+        piecewise(network, [1])
     assert "empty image" in caught.value.__notes__[0]
+
+
+def test_no_image_is_looked_for_when_the_device_is_lost():
+    network = Network()
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        score_piecewise(make_model(network), [canvas(1)], 4, error=error, run_short=print)
+    assert network.shapes == []
 
 
 def test_a_network_that_forgets_an_image_is_broken():
     class Forgetful(Network):
-        def predict(self, images):
-            return super().predict(images)[1:]
+        def read_out(self, raw, canvas):
+            return super().read_out(raw, canvas)[1:]
 
-    batches = make_batches(Forgetful())
-    batches.add(make_work(0), 0, canvas(1))
     with pytest.raises(ValueError, match="3 outputs for 4 images"):
-        batches.flush()
+        score_piecewise(
+            make_model(Forgetful()), [canvas(1), canvas(2)], 4, error=ValueError("?"), run_short=print
+        )
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("memory"), False),
-    ],
-)
-def test_what_says_that_memory_is_short(error, expected):
-    assert is_out_of_memory(error) == expected
+@pytest.mark.parametrize("rounding", [0, 2**-20])
+@pytest.mark.parametrize("where", ["forward", "read_out"])
+def test_sizes_that_round_differently_are_told_apart(rounding: float, where: str):
+    class Rounding(Network):
+        def forward(self, images):
+            raw = super().forward(images).float()
+            return raw + rounding * (len(images) > 2) if where == "forward" else raw
+
+        def read_out(self, raw, canvas):
+            added = rounding * (len(raw) > 2) if where == "read_out" else 0
+            return [ClassOutput(torch.tensor([colour + added])) for colour in raw.tolist()]
+
+    network = Rounding()
+    canvases = [canvas(colour) for colour in (3, 4, 5, 6)]
+    raw = network.forward(torch.from_numpy(np.stack(canvases)))
+    outputs = network.read_out(raw, (8, 8))
+    assert gives_same_bits(make_model(network), canvases, raw, outputs, 2) == (rounding == 0)
+
+
+def test_outputs_that_cannot_be_compared_are_not_the_same():
+    class Opaque(Network):
+        def forward(self, images):
+            return object()
+
+        def read_out(self, raw, canvas):
+            return [ClassOutput(torch.zeros(1))] * 4
+
+    network = Opaque()
+    outputs = network.read_out(None, (8, 8))
+    assert not gives_same_bits(make_model(network), [canvas(1)] * 4, object(), outputs, 2)

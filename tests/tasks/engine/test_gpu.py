@@ -7,7 +7,8 @@ import torch
 from pixelmill.configs.schema import CaptionModel, InstanceModel, SemanticModel
 from pixelmill.models.build import resolve_model
 from pixelmill.models.ops.boxes import box_iou
-from pixelmill.tasks.engine.score import pick_device, score_shard
+from pixelmill.tasks.engine.device import pick_device
+from pixelmill.tasks.engine.score import score_shard
 from pixelmill.tasks.scenes import write_scenes
 from pixelmill.tasks.store import Store, publish
 

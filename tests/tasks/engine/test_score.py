@@ -1,3 +1,6 @@
+import re
+import threading
+
 import numpy as np
 import pytest
 
@@ -60,6 +63,50 @@ def test_batch_mates_position_and_shards_change_no_bit(
         assert found.keys() == expected.keys(), name
         different = [key for key in expected if found[key] != expected[key]]
         assert not different, (name, different)
+
+
+def test_stages_that_run_at_once_change_no_bit(
+    tmp_path, make_run, all_specs, pictures, read_results
+) -> None:
+    good = sorted(pictures.iterdir())
+    (tmp_path / "copy.jpg").write_bytes(good[3].read_bytes())
+    (tmp_path / "text.jpg").write_bytes(b"no picture at all")
+    paths = [*good[:5], tmp_path / "copy.jpg", tmp_path / "text.jpg", *good[5:]]
+    seen, tables = [], []
+    for overlap in (False, True):
+        store = Store(tmp_path / f"store-{overlap}", create=True)
+        run_id = make_run(store, all_specs(), paths, run_id="20260101T000000-abcdef")
+        outcome = score_shard(store.root, run_id, 0, device="cpu", overlap=overlap)
+        assert set(outcome.num_scored.values()) == {12}
+        assert ("threads/decode" in outcome.stats) == overlap
+        seen.append(read_results(store))
+        provenance = ["scored_at", "mask_store", "attempt", "failed_at", "date"]
+        tables.append(
+            [
+                frame.drop(columns=provenance, errors="ignore").to_csv()
+                for frame in (store.images(), store.catalog(), store.failures())
+            ]
+        )
+    assert seen[0] == seen[1]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_broken_stage_ends_the_shard_and_all_its_threads(
+    store, make_run, small_spec, pictures, monkeypatch, overlap: bool
+) -> None:
+    def fail(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("pixelmill.tasks.engine.stages.plan_views", fail)
+    run_id = make_run(store, [small_spec("detector")], sorted(pictures.iterdir()))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        score_shard(store.root, run_id, 0, device="cpu", overlap=overlap)
+    running = [thread.name for thread in threading.enumerate()]
+    # The reading threads end by themselves, each with the file that it is at
+    assert not [name for name in running if re.match("pixelmill-(?!read)", name)]
+    assert store.committed_shards(run_id) == set()
+    assert not list(store.backend.list("_commit/crumbs"))
 
 
 @pytest.mark.parametrize("name", ["detector", "masker", "segmenter", "captioner"])
