@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from pixelmill.configs.load import ConfigError
 from pixelmill.flows.commands import configs, evaluating, models, scoring, storing, training
 from pixelmill.flows.commands.options import UsageError
-from pixelmill.flows.commands.running import ExitCode
+from pixelmill.flows.commands.running import ExitCode, tell
 
 __all__ = ["app", "main"]
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _complain(message: str) -> ExitCode:
-    print(f"pixelmill: {message}", file=sys.stderr)
+    tell(message)
     return ExitCode.USAGE
 
 

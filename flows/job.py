@@ -15,6 +15,7 @@ from pixelmill.configs.schema import EvaluationConfig, RunConfig
 from pixelmill.flows.pool import count_cores, count_gpus, count_workers
 from pixelmill.models.build import resolve_model
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.display import refuse_credentials
 from pixelmill.tasks.ingest import KNOWN_COLUMNS, Listing, ingest
 from pixelmill.tasks.plan import Plan, Reprocess, plan_run
 from pixelmill.tasks.sources import collection_name
@@ -33,7 +34,6 @@ __all__ = [
     "preview_plan",
     "read_known",
     "resolve_models",
-    "results_folder",
     "truth_base",
 ]
 
@@ -116,6 +116,7 @@ def prepare_job(params: ScoreParams) -> Job:
     source = params.source or config.images
     if source is None:
         raise ValueError(f"config {config.name!r} names no images; name a folder to score")
+    refuse_credentials(source)
     if "://" not in source:
         source = _local_folder(source)
     if params.collection is None:
@@ -251,10 +252,3 @@ def plan_job(store: Store, job: Job, listing: Listing) -> Plan:
         reprocess=job.reprocess,
         num_workers=job.num_workers,
     )
-
-
-def results_folder(store: Store, collection: str) -> Path:
-    """Where metrics and reports of a collection go: into a local store, else beside the caller."""
-    if "://" in store.root:
-        return Path.cwd() / "pixelmill-reports" / collection
-    return Path(store.root) / "reports" / collection

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pixelmill.flows.backfill import BackfillReport
 from pixelmill.flows.score import RunReport
+from pixelmill.tasks.display import printable, redact
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
 
@@ -78,14 +80,14 @@ def print_run(console: Console, run: RunReport) -> None:
             "Store.failures()[/yellow]"
         )
     for shard in scoring.failed_shards[:3]:
-        console.print(f"[red]shard {shard.shard_index} failed: {shard.error}[/red]")
+        _say(console, f"shard {shard.shard_index} failed: {shard.error}", style="red")
     if run.num_quarantined:
         console.print(f"{run.num_quarantined:,} images skipped: they failed for good before")
     if run.evaluation is not None:
         print_evaluation(console, run.evaluation)
-    console.print(f"store   {run.store}", highlight=False, soft_wrap=True)
+    _say(console, f"store   {run.store}")
     if run.report is not None:
-        console.print(f"report  {run.report}", highlight=False, soft_wrap=True)
+        _say(console, f"report  {run.report}")
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
@@ -101,7 +103,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
         legend = "; ".join(f"{name} = {LEGEND[name]}" for name in names if name in LEGEND)
         console.print(legend, highlight=False, style="dim")
     for key, reason in evaluation.skipped.items():
-        console.print(f"{key} not evaluated: {reason}", highlight=False)
+        _say(console, f"{key} not evaluated: {reason}")
 
 
 def print_backfill(console: Console, report: BackfillReport) -> None:
@@ -116,12 +118,18 @@ def print_backfill(console: Console, report: BackfillReport) -> None:
     console.print(_table(head, rows, num_text=2))
 
 
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """A line with names of others in it: they are no markup, no secret and no terminal command."""
+    shown = printable(redact(text))
+    console.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 1) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, title in enumerate(head):
         table.add_column(title, justify="left" if index < num_text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(printable(cell)) for cell in row))
     return table
 
 

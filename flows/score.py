@@ -20,9 +20,10 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from pixelmill.configs.schema import ComputeConfig
-from pixelmill.flows.job import Job, ScoreParams, plan_job, prepare_job, read_known, results_folder
+from pixelmill.flows.job import Job, ScoreParams, plan_job, prepare_job, read_known
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.progress import collected_logs, show_progress
+from pixelmill.flows.results import keep_results, results_folder
 from pixelmill.flows.stopping import StopFlag
 from pixelmill.flows.submit import FailedShard, RetryPolicy, Submission, run_shards
 from pixelmill.flows.worker import score_reference
@@ -267,10 +268,11 @@ def report_job(store: Store, job: Job, evaluation: Evaluation | None, plan: Plan
     path = folder / "report.html"
     if plan.record is None and path.exists():
         return path
-    if evaluation is not None:
-        save_evaluation(evaluation, folder)
+    metrics = () if evaluation is None else save_evaluation(evaluation, folder)
     run_id = plan.record.run_id if plan.record else None
-    return report_task(store, evaluation, path, collection=job.collection, run_id=run_id)
+    report_task(store, evaluation, path, collection=job.collection, run_id=run_id)
+    keep_results(store, job.collection, (*metrics, path))
+    return path
 
 
 def describe_run(store: Store, run: RunReport) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "Semantic",
     "StoreRoot",
     "Subset",
+    "Trust",
     "UsageError",
     "Weights",
     "choose_config",
@@ -46,6 +47,15 @@ Preset = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None, Parameter(help="A configuration of your own, YAML.", group=WHAT)
+]
+Trust = Annotated[
+    bool,
+    Parameter(
+        help="Whoever made the weights files may run code here: needed for TorchScript and "
+        "pickled models, which are programs.",
+        group=WHAT,
+        negative=(),
+    ),
 ]
 Weights = Annotated[
     tuple[str, ...],
@@ -93,13 +103,18 @@ class UsageError(Exception):
 
 
 def choose_config(
-    folder: str | None, preset: str | None, config: Path | None, weights: tuple[str, ...]
+    folder: str | None,
+    preset: str | None,
+    config: Path | None,
+    weights: tuple[str, ...],
+    *,
+    trust: bool = False,
 ) -> RunConfig:
     """The configuration that the options name, or the default one."""
     if preset is not None and config is not None:
         raise UsageError("--preset and --config exclude each other")
     if preset is not None or config is not None:
-        return _with_weights(load_config(str(config or preset)), weights)
+        return _with_weights(load_config(str(config or preset)), weights, trust=trust)
     if weights and not any("=" in each for each in weights):
         return _config_of_weights(weights)
     if folder is None:
@@ -118,8 +133,8 @@ def choose_config(
     return chosen
 
 
-def _with_weights(config: RunConfig, weights: tuple[str, ...]) -> RunConfig:
-    """The configuration with other weights files for some of its models."""
+def _with_weights(config: RunConfig, weights: tuple[str, ...], *, trust: bool = False) -> RunConfig:
+    """The configuration with other weights files for some of its models, all trusted or as said."""
     models = {model.name: model for model in config.models}
     for each in weights:
         name, separator, path = each.partition("=")
@@ -130,7 +145,9 @@ def _with_weights(config: RunConfig, weights: tuple[str, ...]) -> RunConfig:
                 f"--weights must be NAME=FILE with NAME one of {', '.join(models)}, got {each!r}"
             )
         models[name] = models[name].model_copy(update={"weights": str(Path(path).resolve())})
-    return config.model_copy(update={"models": tuple(models.values())})
+    trusted = {"trust": True} if trust else {}
+    chosen = tuple(model.model_copy(update=trusted) for model in models.values())
+    return config.model_copy(update={"models": chosen})
 
 
 def _config_of_weights(weights: tuple[str, ...]) -> RunConfig:

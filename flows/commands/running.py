@@ -5,11 +5,13 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from pixelmill.tasks.display import printable, redact
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
     from rich.console import Console
 
-__all__ = ["ExitCode", "console", "exit_code", "run_flow"]
+__all__ = ["ExitCode", "console", "exit_code", "run_flow", "tell"]
 
 
 class ExitCode(IntEnum):
@@ -35,11 +37,17 @@ def run_flow(flow: Callable[..., Any], params: object) -> "tuple[State[Any], Any
     state = flow(params, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
-        print(f"pixelmill: {type(result).__name__}: {result}", file=sys.stderr)
+        tell(f"{type(result).__name__}: {result}")
         return state, None
     if not state.is_completed():
-        print(f"pixelmill: {state.message}", file=sys.stderr)
+        tell(state.message or "")
     return state, result
+
+
+def tell(message: str) -> None:
+    """Say what is wrong, without secrets and without what a terminal would obey."""
+    shown = printable(redact(message), keep="\n")
+    print(f"pixelmill: {shown}", file=sys.stderr)
 
 
 def exit_code(state: "State[Any]") -> ExitCode:

@@ -24,6 +24,7 @@ from pixelmill.flows.commands.options import (
     Scheduler,
     Semantic,
     Subset,
+    Trust,
     UsageError,
     Weights,
     choose_config,
@@ -45,6 +46,7 @@ def score(
     preset: Preset = None,
     config: ConfigFile = None,
     weights: Weights = (),
+    trust: Trust = False,
     reprocess: Reprocess = "missing",
     out: Out = "pixelmill-store",
     collection: Collection = None,
@@ -65,7 +67,7 @@ def score(
     Without a preset or configuration, COCO and ImageNet models of
     torchvision are used; their weights are downloaded once.
     """
-    chosen = choose_config(folder, preset, config, weights)
+    chosen = choose_config(folder, preset, config, weights, trust=trust)
     truth = merge_truth(
         chosen.evaluation,
         instances=instances,
@@ -100,6 +102,7 @@ def plan(
     preset: Preset = None,
     config: ConfigFile = None,
     weights: Weights = (),
+    trust: Trust = False,
     reprocess: Reprocess = "missing",
     out: Out = "pixelmill-store",
     collection: Collection = None,
@@ -110,7 +113,9 @@ def plan(
 
     Example: pixelmill plan photos --preset demo --out results
     """
-    chosen = on_cluster(choose_config(folder, preset, config, weights), cluster, scheduler)
+    chosen = on_cluster(
+        choose_config(folder, preset, config, weights, trust=trust), cluster, scheduler
+    )
     params = score_params(
         source=folder, store=out, config=chosen, collection=collection, reprocess=reprocess
     )
@@ -143,6 +148,7 @@ def backfill(
     preset: Preset = None,
     config: ConfigFile = None,
     weights: Weights = (),
+    trust: Trust = False,
     reprocess: Reprocess = "missing",
     out: Out = "pixelmill-store",
     collection: Collection = None,
@@ -155,7 +161,9 @@ def backfill(
 
     How far it is follows from the store alone; run it again and it goes on.
     """
-    chosen = on_cluster(choose_config(folder, preset, config, weights), cluster, scheduler)
+    chosen = on_cluster(
+        choose_config(folder, preset, config, weights, trust=trust), cluster, scheduler
+    )
     params = score_params(
         source=folder, store=out, config=chosen, collection=collection, reprocess=reprocess
     )
