@@ -11,6 +11,7 @@ from pixelmill.flows.score import RunReport, Scoring
 from pixelmill.flows.submit import FailedShard
 from pixelmill.tasks.metrics.results import Evaluation, Metric, ModelEvaluation
 from pixelmill.tasks.plan import Plan
+from pixelmill.tasks.store import ModelCounts, RunEnd, ShardRef
 
 
 def printed(show, *arguments) -> list[list[str]]:
@@ -35,15 +36,19 @@ def plan(**changes) -> Plan:
         "num_duplicates": 0,
         "num_quarantined": 0,
         "num_retried": 0,
+        "num_stubborn": 0,
         "num_missing": {"detector-1": 3, "segmenter-2": 2},
         "num_reused": {"detector-1": 1231, "segmenter-2": 1232},
         "num_skipped": {},
         "num_bytes": 2_500_000,
         "num_shards": 2,
+        "adopted": (),
         "seconds_estimated": 600.0,
     }
     return Plan(**(fields | changes))
 
+
+SHARD = ShardRef("20240531T000000-abcdef", 4, 256)
 
 EVALUATION = Evaluation(
     collection="set",
@@ -68,7 +73,10 @@ def run(**changes) -> RunReport:
         "num_quarantined": 0,
         "num_problems": 0,
         "scoring": Scoring(
-            num_scored={"segmenter-2": 1199, "detector-1": 1200}, images_per_s=12.34, seconds=97.2
+            num_images=1200,
+            num_scored={"segmenter-2": 1199, "detector-1": 1200},
+            images_per_s=12.34,
+            seconds=97.2,
         ),
     }
     return RunReport(**(fields | changes))
@@ -87,6 +95,7 @@ def test_a_plan_says_what_is_listed_scored_and_reused():
     ("field", "said"),
     [
         ("num_retried", "7 of them retried after a failure"),
+        ("num_stubborn", "7 of them have failed in three runs or more"),
         ("num_duplicates", "7 copies of others, scored once"),
         ("num_quarantined", "7 skipped: they failed for good"),
         ("num_problems", "7 entries could not be listed"),
@@ -127,11 +136,43 @@ def test_a_run_with_nothing_to_do_says_so():
 
 
 def test_failures_are_told():
-    scoring = Scoring(num_failed=3, failed_shards=(FailedShard(4, "OSError: disk"),))
+    scoring = Scoring(num_failed=3, failed_shards=(FailedShard(SHARD, "OSError: disk"),))
     said = text(printed(print_run, run(scoring=scoring, num_quarantined=2)))
     assert "3 failures recorded" in said
-    assert "shard 4 failed: OSError: disk" in said
+    assert f"shard {SHARD.id} failed: OSError: disk" in said
     assert "2 images skipped: they failed for good before" in said
+
+
+def test_shards_of_other_runs_are_told():
+    plan_of_others = plan(adopted=(SHARD,), rows=pa.table({"shard": []}), num_shards=0)
+    assert "256 in shards that other runs have begun" in text(
+        printed(print_plan, plan_of_others, "set")
+    )
+    scored = run(scoring=Scoring(num_images=256, num_shared=7))
+    assert "7 of the shards were done by other runs" in text(printed(print_run, scored))
+
+
+def test_the_ledger_of_each_model_is_one_line_that_adds_up():
+    counts = ModelCounts(
+        listed=1240,
+        scored=1200,
+        scored_empty=20,
+        failed={"decode/corrupt": 5},
+        retryable=0,
+        skipped={"predicted": 10, "other_run": 3},
+        missing={"not in its shard's results": 2},
+    )
+    end = RunEnd(
+        run_id="20240531T000000-abcdef",
+        ended_at="2024-05-31T06:00:00+00:00",
+        state="incomplete",
+        ledger={"detector-1": counts},
+    )
+    assert (
+        "detector-1: 1,240 listed = 1,200 scored, 20 scored with nothing found, "
+        "5 failed (decode/corrupt), 10 scored before, 3 in another run, "
+        "2 MISSING (not in its shard's results)"
+    ) in text(printed(print_run, run(end=end)))
 
 
 def test_an_evaluation_explains_its_names_and_what_it_left_out():
@@ -151,3 +192,12 @@ def test_a_backfill_lists_its_parts():
     lines = printed(print_backfill, BackfillReport(parts, scoring))
     assert ["2024-05-01", "done", "10", "0", "1"] in lines
     assert ["2024-05-02", "partial", "1,010", "9", "0", "9"] in lines
+
+
+def test_names_of_others_are_neither_markup_nor_secrets_nor_commands():
+    reason = "no truth at [/red][bold]x\x1b[2J\u202e https://ann:hunter2hunter2@host/x?sig=hunter2"
+    evaluation = Evaluation(collection="set", created_at="", models=(), skipped={"m-1": reason})
+    shown = text(printed(print_evaluation, evaluation))
+    assert shown == (
+        r"m-1 not evaluated: no truth at [/red][bold]x\x1b[2J\u202e https://***@host/x?sig=***"
+    )
