@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class StagedFileError(RuntimeError):
     """A staged file is missing or is not what its receipt says."""
 
-    def __init__(self, root: str, file: StagedFile, what: str) -> None:
-        super().__init__(f"{root}/{file.path}: {what}; it was changed or damaged after the commit")
-        self.file = file
+    def __init__(self, root: str, path: str, what: str) -> None:
+        super().__init__(f"{root}/{path}: {what}; it was changed or damaged after the commit")
+        self.path = path
         self.what = what
 
 
@@ -71,7 +71,7 @@ def read_staged_bytes(backend: Backend, file: StagedFile) -> bytes:
         if hashlib.sha256(data).hexdigest() == file.sha256:
             return data
         what = f"expected {file.size_bytes} bytes of sha256 {file.sha256}, got {len(data)} others"
-    raise StagedFileError(backend.root, file, what)
+    raise StagedFileError(backend.root, file.path, what)
 
 
 def find_faults(backend: Backend, receipt: Receipt) -> dict[str, str]:

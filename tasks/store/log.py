@@ -24,6 +24,7 @@ __all__ = [
     "ReplaceRecord",
     "load_mark",
     "load_record",
+    "parse_record",
     "read_log",
 ]
 
@@ -146,7 +147,16 @@ _RECORD: TypeAdapter[PublishRecord | ReplaceRecord] = TypeAdapter(PublishRecord 
 @functools.lru_cache(maxsize=65_536)
 def load_record(backend: Backend, dataset_id: str, key: str) -> PublishRecord | ReplaceRecord:
     """Records never change; one process reads each once (of a store of this identity)."""
-    return _RECORD.validate_json(backend.get(key))
+    return parse_record(backend.get(key))
+
+
+def parse_record(data: bytes) -> PublishRecord | ReplaceRecord:
+    """A record as it is stored.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    return _RECORD.validate_json(data)
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ metadata of the arrays, and last the root with the consolidated metadata. A half
 therefore fails to open, where it would otherwise read as zeros.
 """
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
@@ -28,9 +29,19 @@ from zarr.storage import MemoryStore
 from pixelmill.tasks.predictions import MaskCrop
 from pixelmill.tasks.store.backend import Backend
 
-__all__ = ["MaskSet", "Place", "canvas_of", "pack_layers", "read_planes", "semantic_dtype"]
+__all__ = [
+    "OBJECTS_ATTRIBUTE",
+    "MaskSet",
+    "Place",
+    "canvas_of",
+    "pack_layers",
+    "read_planes",
+    "semantic_dtype",
+]
 
 CANVAS_MULTIPLE = 256
+# Of the root group: size and sha256 by name of every other object of the store
+OBJECTS_ATTRIBUTE = "objects"
 _SHARD_ROWS = 64
 # Level 1 without shuffle: lz4 is 3.4 times larger, bit shuffle 2.5 times.
 _ZSTD_LEVEL = 1
@@ -314,7 +325,7 @@ def _seal(backend: Backend, key: str, objects: dict[str, bytes]) -> None:
     """Write chunks, then the metadata of what is below, then the root: it makes the store open."""
     metadata = {name: data for name, data in objects.items() if name.endswith("zarr.json")}
     chunks = {name: data for name, data in objects.items() if name not in metadata}
-    root = _consolidate(metadata)
+    root = _consolidate(metadata, objects)
     del metadata["zarr.json"]
     with ThreadPoolExecutor(_WRITERS) as pool:
         for batch in (chunks, metadata):
@@ -322,8 +333,11 @@ def _seal(backend: Backend, key: str, objects: dict[str, bytes]) -> None:
     backend.put(f"{key}/zarr.json", root)
 
 
-def _consolidate(metadata: Mapping[str, bytes]) -> bytes:
+def _consolidate(metadata: Mapping[str, bytes], objects: Mapping[str, bytes]) -> bytes:
     """The root's zarr.json with the metadata of all below it, as zarr-python reads it.
+
+    And with size and checksum of every object, because Zarr reads a missing one as background and
+    zstd does not notice a flipped bit.
 
     Written here rather than by `zarr.consolidate_metadata`, which warns at every call that the
     Zarr v3 specification does not have it yet.
@@ -332,6 +346,11 @@ def _consolidate(metadata: Mapping[str, bytes]) -> bytes:
     below = {
         name.removesuffix("/zarr.json"): json.loads(data)
         for name, data in sorted(metadata.items())
+        if name != "zarr.json"
+    }
+    root["attributes"][OBJECTS_ATTRIBUTE] = {
+        name: [len(data), hashlib.sha256(data).hexdigest()]
+        for name, data in sorted(objects.items())
         if name != "zarr.json"
     }
     root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": below}

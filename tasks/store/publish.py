@@ -48,7 +48,14 @@ from pixelmill.tasks.store.receipts import Receipt, StagedFile
 from pixelmill.tasks.store.schemas import TABLES, encode_table
 from pixelmill.tasks.store.swap import apply_replacement, put_part
 
-__all__ = ["PublishSummary", "publish", "published_shards", "record_parts", "roll_forward"]
+__all__ = [
+    "PublishSummary",
+    "publish",
+    "published_shards",
+    "record_parts",
+    "roll_forward",
+    "without_damaged",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +122,7 @@ def publish(store: Store, *, min_receipts: int = 1) -> PublishSummary:
         # False: another publisher took this place in the order; look again at what is left.
         if store.backend.create(layout.log_key(record.seq), record.model_dump_json().encode()):
             _apply(store.backend, record)
-            published = _without_damaged(store.backend, receipts)
+            published = without_damaged(store.backend, receipts)
             total = _add(total, _summary(record, published))
 
 
@@ -201,7 +208,7 @@ def _rows_to_drop(store: Store, receipts: Sequence[Receipt]) -> dict[str, tuple[
     applied: the parts then hold everything that is published.
     """
     scopes: dict[tuple[str, str], list[StagedFile]] = defaultdict(list)
-    for receipt in _without_damaged(store.backend, receipts):
+    for receipt in without_damaged(store.backend, receipts):
         for file in receipt.files:
             if file.table in KEY_COLUMNS:
                 scopes[file.table, file.model_key or receipt.collection].append(file)
@@ -236,10 +243,10 @@ def _apply(backend: Backend, record: PublishRecord) -> None:
     receipts = [receipt for receipt in loaded.values() if receipt is not None]
     while True:
         try:
-            parts = _write_parts(backend, record, _without_damaged(backend, receipts))
+            parts = _write_parts(backend, record, without_damaged(backend, receipts))
         except StagedFileError as err:  # damaged since the record was created
-            of_file = next(receipt for receipt in receipts if err.file in receipt.files)
-            leave_out(backend, of_file, {err.file.path: err.what})
+            (damaged,) = (r for r in receipts if err.path in [file.path for file in r.files])
+            leave_out(backend, damaged, {err.path: err.what})
         else:
             mark = PublishMark(record=record, parts=parts)
             # The first mark stays: from then on nobody puts a part any more.
@@ -247,7 +254,7 @@ def _apply(backend: Backend, record: PublishRecord) -> None:
             return
 
 
-def _without_damaged(backend: Backend, receipts: Sequence[Receipt]) -> list[Receipt]:
+def without_damaged(backend: Backend, receipts: Sequence[Receipt]) -> list[Receipt]:
     """Receipts without the files that are left out."""
     damage = load_damage(backend)
     left_out = {path for mark in damage.values() for path in mark.left_out}
