@@ -10,6 +10,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.flows.job import Job, ScoreParams, plan_job, read_known
+from pixelmill.flows.neighbours import Neighbours
 from pixelmill.flows.score import Scoring, prepare_task, publish_task, score_listing
 from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.partition import UNDATED, By, partition_listing
@@ -80,17 +81,30 @@ def backfill(params: BackfillParams) -> State[BackfillReport]:
     )
     if params.dry_run:
         return Completed(message=_count_open(report), data=report)
-    for part in report.parts:
-        if part.num_missing == 0:
-            continue
-        _, scoring = score_listing(store, _dated(job, part.part, params), parts[part.part])
-        report.scoring[part.part] = scoring
-        if scoring.stopped_by is not None:
-            message = f"stopped by {scoring.stopped_by} in {part.part}; run again to resume"
-            return Cancelled(message=message, data=report)
+    incomplete: list[str] = []
+    with Neighbours(store) as neighbours:
+        for part in report.parts:
+            if part.num_missing == 0:
+                continue
+            dated = _dated(job, part.part, params)
+            _, scoring, end = score_listing(neighbours, dated, parts[part.part], is_part=True)
+            report.scoring[part.part] = scoring
+            if end is not None and end.state == "incomplete":
+                incomplete.append(part.part)
+            if scoring.ended == "stopped":
+                message = f"stopped by {scoring.reason} in {part.part}; run again to resume"
+                return Cancelled(message=message, data=report)
+            if scoring.ended == "broken":
+                return Failed(message=f"{scoring.reason}; in {part.part}", data=report)
+            if scoring.ended == "out of time":
+                message = f"{scoring.reason}, in {part.part}; run again to go on"
+                return Completed(name="OutOfTime", message=message, data=report)
     failed = [key for key, scoring in report.scoring.items() if scoring.failed_shards]
     if failed:
         return Failed(message=f"shards failed in {', '.join(failed)}; run again", data=report)
+    if incomplete:
+        message = f"of some inputs of {', '.join(incomplete)} nothing is recorded"
+        return Failed(message=f"{message}: `pixelmill audit` tells which", data=report)
     message = f"{len(report.scoring)} of {len(report.parts)} parts scored"
     if any(scoring.num_failed for scoring in report.scoring.values()):
         return Completed(name="CompletedWithQuarantine", message=message, data=report)

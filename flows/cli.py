@@ -26,7 +26,8 @@ it does what is missing and nothing else.
     pixelmill plan photos            what that would do
 
 Exit codes: 0 complete; 1 failed, run again to resume; 2 wrong usage or
-configuration; 3 complete, but new images were quarantined;
+configuration; 3 complete, but new images were quarantined; 4 out of time
+(--until, --budget), run again to go on;
 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 

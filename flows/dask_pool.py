@@ -18,11 +18,12 @@ from distributed.worker import thread_state  # type: ignore[attr-defined]  # no 
 from pixelmill.flows.environment import restored_threads, worker_threads
 from pixelmill.flows.pool import Future, Outcome, ShardCall, count_cores, count_gpus, drain
 from pixelmill.flows.signals import sigint_masked
+from pixelmill.tasks.store import ShardRef
 
 __all__ = ["DaskPool", "call_on_worker", "connect", "start_cuda", "start_local"]
 
 GATHER_S = 60
-CONNECT_S = 30
+CONNECT_S = 10
 
 
 class DaskPool:
@@ -31,6 +32,8 @@ class DaskPool:
     Futures carry a reference to a shard and results are counts: nothing large goes through the
     scheduler.
     """
+
+    is_isolated = True
 
     def __init__(self, client: Any, *, max_workers: int = 0, cluster: Any = None) -> None:
         self.client = client
@@ -56,12 +59,12 @@ class DaskPool:
             return sum(int(worker["resources"]["GPU"]) for worker in workers)
         return sum(int(worker["nthreads"]) for worker in workers)
 
-    def submit(self, call: ShardCall, shard_index: int, ticket: str) -> Future:
+    def submit(self, call: ShardCall, shard: ShardRef, ticket: str) -> Future:
         """Send a reference to a shard."""
         resources = {"GPU": 1} if self._by_gpu(self._workers()) else None
         key = f"score-{ticket}"
         future: Future = self.client.submit(
-            call_on_worker, call, shard_index, key=key, pure=False, resources=resources
+            call_on_worker, call, shard, key=key, pure=False, resources=resources
         )
         future.add_done_callback(self._ended.put)
         return future
@@ -108,9 +111,9 @@ class DaskPool:
         return bool(workers) and all("GPU" in worker["resources"] for worker in workers)
 
 
-def call_on_worker(call: ShardCall, shard_index: int) -> Any:
+def call_on_worker(call: ShardCall, shard: ShardRef) -> Any:
     """Score a shard in a Dask worker, until Dask wants it no more."""
-    return call(shard_index, should_stop=_unwanted())
+    return call(shard, should_stop=_unwanted())
 
 
 def _unwanted() -> Callable[[], bool]:

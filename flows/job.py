@@ -2,22 +2,27 @@
 
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
-from pixelmill.flows.pool import count_cores, count_gpus, count_workers
+from pixelmill.flows.limits import Deadline, FailureBudget, parse_duration, seconds_until
+from pixelmill.flows.neighbours import Neighbours
+from pixelmill.flows.pool import check_scheduler, choose_cluster, count_gpus, count_workers
 from pixelmill.models.build import resolve_model
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.display import refuse_credentials
-from pixelmill.tasks.ingest import KNOWN_COLUMNS, Listing, ingest
-from pixelmill.tasks.plan import Plan, Reprocess, plan_run
+from pixelmill.tasks.ingest import KNOWN_COLUMNS, Listing, ingest, join_again
+from pixelmill.tasks.plan import Plan, Reprocess, plan_run, save_plan
+from pixelmill.tasks.sharing import OpenRun
 from pixelmill.tasks.sources import collection_name
 from pixelmill.tasks.store import RunRecord, Store, publish
 
@@ -34,6 +39,7 @@ __all__ = [
     "preview_plan",
     "read_known",
     "resolve_models",
+    "start_run",
     "truth_base",
 ]
 
@@ -76,8 +82,28 @@ class ScoreParams(BaseModel):
         description="missing: what has no prediction; failed: also what failed for good; all: "
         "everything is scored again, and what stands already is kept",
     )
+    until: str | None = Field(
+        default=None, description="local time of day, HH:MM, by which the run has ended"
+    )
+    budget: str | None = Field(
+        default=None, description="time that the run may take, such as 45m or 2h"
+    )
     evaluate: bool = Field(default=True, description="compare with truth, where there is any")
     report: bool = Field(default=True, description="write the HTML report")
+
+    @field_validator("until")
+    @classmethod
+    def _is_time_of_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_until(value)
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _is_duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +114,8 @@ class Job:
         source: absolute, or a URL.
         truth: what the config names and is there; None if there is nothing.
         truth_base: where relative truth paths start.
+        deadline: when it has to end.
+        max_failures: more than that, and it is broken.
     """
 
     config: RunConfig
@@ -99,6 +127,8 @@ class Job:
     truth: EvaluationConfig | None
     truth_base: Path
     num_workers: int
+    deadline: Deadline | None
+    max_failures: FailureBudget | None
 
 
 def prepare_job(params: ScoreParams) -> Job:
@@ -107,7 +137,7 @@ def prepare_job(params: ScoreParams) -> Job:
     Raises:
         ConfigError: the configuration has faults.
         ValueError: no images are named, a model is not complete, or the folder's name is in the
-            store already, for the images of another folder.
+            store already, for the images of another folder, or no scheduler answers.
         OSError: weights are neither here nor to be had, or truth is there without the subset that
             is to be compared.
     """
@@ -119,9 +149,11 @@ def prepare_job(params: ScoreParams) -> Job:
     refuse_credentials(source)
     if "://" not in source:
         source = _local_folder(source)
+    check_scheduler(config.compute.cluster)
     if params.collection is None:
         _refuse_namesake(params.store, default_collection(source), source)
     base = truth_base(source)
+    budget = config.compute.max_failures
     return Job(
         config=config,
         specs=resolve_models(config),
@@ -132,7 +164,19 @@ def prepare_job(params: ScoreParams) -> Job:
         truth=find_truth(config.evaluation, base) if params.evaluate else None,
         truth_base=base,
         num_workers=count_planned_workers(config.compute.cluster),
+        deadline=_deadline(params),
+        max_failures=None if budget is None else FailureBudget.parse(budget),
     )
+
+
+def _deadline(params: ScoreParams) -> Deadline | None:
+    """The earlier one of the two that may be given."""
+    seconds = []
+    if params.until is not None:
+        seconds.append(seconds_until(params.until))
+    if params.budget is not None:
+        seconds.append(parse_duration(params.budget))
+    return Deadline(min(seconds)) if seconds else None
 
 
 def _refuse_namesake(root: str, collection: str, source: str) -> None:
@@ -141,7 +185,7 @@ def _refuse_namesake(root: str, collection: str, source: str) -> None:
         store = Store(root)
     except FileNotFoundError:
         return
-    known = last_run(store, collection)
+    known = _known_run(store, collection)
     if known is None or _normal_source(known.source) == _normal_source(source):
         return
     raise ValueError(
@@ -149,6 +193,17 @@ def _refuse_namesake(root: str, collection: str, source: str) -> None:
         f"{source}; give these a name of their own by --collection NAME, or say --collection "
         f"{collection} if it is the same folder in a new place"
     )
+
+
+def _known_run(store: Store, collection: str) -> RunRecord | None:
+    """A run of a collection, found without reading the records of all runs."""
+    parts = store.parts("catalog", collection=collection)
+    if parts:
+        with store.backend.open(parts[-1].path) as file:
+            newest = next(pq.ParquetFile(file).iter_batches(1, columns=["run_id"]))
+        return store.run(newest["run_id"][0].as_py())
+    # Nothing of it is published yet
+    return next((run for run in store.open_runs() if run.collection == collection), None)
 
 
 def _normal_source(source: str) -> str:
@@ -216,11 +271,8 @@ def default_collection(source: str) -> str:
 
 def count_planned_workers(cluster: str) -> int:
     """Workers that a cluster of this kind will have here; 1 where only its scheduler knows."""
-    if cluster == "cuda" or (cluster == "auto" and count_gpus()):
-        return max(1, count_gpus())
-    if cluster == "auto":
-        return count_cores()
-    return max(1, count_workers(cluster))
+    chosen = choose_cluster(cluster)
+    return max(1, count_gpus() if chosen == "cuda" else count_workers(chosen))
 
 
 def read_known(store: Store, collection: str) -> pa.Table:
@@ -236,11 +288,11 @@ def preview_plan(root: str, job: Job) -> Plan:
         store = Store(f"memory://preview-{uuid.uuid4().hex}", create=True)
     publish(store)
     listing = ingest(job.source, job.config.ingest, read_known(store, job.collection))
-    return plan_job(store, job, listing)
+    return plan_job(store, job, listing, Neighbours(store).open_runs())
 
 
-def plan_job(store: Store, job: Job, listing: Listing) -> Plan:
-    """What a job's models lack of a listing."""
+def plan_job(store: Store, job: Job, listing: Listing, open_runs: Sequence[OpenRun] = ()) -> Plan:
+    """What a job's models lack of a listing, and no other run has begun."""
     return plan_run(
         store,
         listing,
@@ -251,4 +303,40 @@ def plan_job(store: Store, job: Job, listing: Listing) -> Plan:
         date=job.date,
         reprocess=job.reprocess,
         num_workers=job.num_workers,
+        open_runs=open_runs,
     )
+
+
+def start_run(neighbours: Neighbours, job: Job, listing: Listing, *, is_part: bool = False) -> Plan:
+    """Plan a job and store the plan, while nobody else plans.
+
+    What is committed is published first, so that nothing is planned twice: neither what a killed
+    run had finished, nor what others have done since the listing. Dead runs of which nothing is
+    worth finishing are ended.
+
+    Args:
+        neighbours: other runs on the store.
+        job: what is asked for.
+        listing: of its source.
+        is_part: the listing is a part of the collection, so dead runs may be of other parts.
+
+    Returns:
+        The plan; its record is that of the run, if there is anything to score.
+    """
+    store = neighbours.store
+    with neighbours.planning():
+        publish(store)
+        listing = join_again(listing, read_known(store, job.collection))
+        open_runs = neighbours.open_runs()
+        plan = plan_job(store, job, listing, open_runs)
+        if plan.record is not None:
+            plan = replace(plan, record=save_plan(store, plan, neighbours.session))
+        if not is_part:
+            adopted = {shard.run_id for shard in plan.adopted}
+            records = [run.record for run in open_runs if run.is_dead]
+            neighbours.end_dead_runs(
+                record
+                for record in records
+                if record.collection == job.collection and record.run_id not in adopted
+            )
+    return plan

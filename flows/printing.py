@@ -11,8 +11,9 @@ from pixelmill.flows.score import RunReport
 from pixelmill.tasks.display import printable, redact
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
+from pixelmill.tasks.store import RunEnd, SkipReason
 
-__all__ = ["print_backfill", "print_evaluation", "print_plan", "print_run"]
+__all__ = ["print_backfill", "print_evaluation", "print_ledger", "print_plan", "print_run"]
 
 # What newcomers may not know of a metric's name; all definitions are in the report.
 LEGEND = {
@@ -31,6 +32,15 @@ LEGEND = {
     "macro F1": "mean F1 of the classes",
 }
 
+SKIPPED: dict[SkipReason, str] = {
+    "predicted": "scored before",
+    "duplicate": "copies",
+    "quarantined": "failed for good before",
+    "other_run": "in another run",
+    "deadline": "left for want of time",
+    "stopped": "left by the stop",
+}
+
 
 def print_plan(console: Console, plan: Plan, collection: str) -> None:
     """What would be scored, reused, retried and skipped."""
@@ -43,6 +53,8 @@ def print_plan(console: Console, plan: Plan, collection: str) -> None:
         f"{number:,} {what}"
         for number, what in (
             (plan.num_retried, "of them retried after a failure"),
+            (plan.num_stubborn, "of them have failed in three runs or more"),
+            (plan.num_adopted, "in shards that other runs have begun"),
             (plan.num_duplicates, "copies of others, scored once"),
             (plan.num_quarantined, "skipped: they failed for good and have not changed"),
             (plan.num_problems, "entries could not be listed"),
@@ -70,17 +82,21 @@ def print_run(console: Console, run: RunReport) -> None:
         rows = [(key, f"{number:,}") for key, number in sorted(scoring.num_scored.items())]
         console.print(_table(("model", "images scored"), rows))
         console.print(
-            f"{run.num_planned:,} images of {run.collection} in {_duration(scoring.seconds)}, "
+            f"{scoring.num_images:,} images of {run.collection} in {_duration(scoring.seconds)}, "
             f"{scoring.images_per_s:.1f} images/s",
             highlight=False,
         )
+    if scoring.num_shared:
+        console.print(f"{scoring.num_shared:,} of the shards were done by other runs")
     if scoring.num_failed:
         console.print(
             f"[yellow]{scoring.num_failed:,} failures recorded: see the report or "
             "Store.failures()[/yellow]"
         )
     for shard in scoring.failed_shards[:3]:
-        _say(console, f"shard {shard.shard_index} failed: {shard.error}", style="red")
+        _say(console, f"shard {shard.shard.id} failed: {shard.error}", style="red")
+    if run.end is not None:
+        print_ledger(console, run.end)
     if run.num_quarantined:
         console.print(f"{run.num_quarantined:,} images skipped: they failed for good before")
     if run.evaluation is not None:
@@ -88,6 +104,17 @@ def print_run(console: Console, run: RunReport) -> None:
     _say(console, f"store   {run.store}")
     if run.report is not None:
         _say(console, f"report  {run.report}")
+
+
+def print_ledger(console: Console, end: RunEnd) -> None:
+    """What became of each listed input, by model: the counts add up."""
+    for key, counts in end.ledger.items():
+        states = {"scored": counts.scored, "scored with nothing found": counts.scored_empty}
+        states |= {f"failed ({cause})": number for cause, number in counts.failed.items()}
+        states |= {SKIPPED[reason]: number for reason, number in counts.skipped.items()}
+        states |= {f"MISSING ({cause})": number for cause, number in counts.missing.items()}
+        told = ", ".join(f"{number:,} {state}" for state, number in states.items() if number)
+        console.print(f"{key}: {counts.listed:,} listed = {told}", highlight=False, markup=False)
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

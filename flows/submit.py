@@ -1,6 +1,6 @@
 """The submit loop: every shard is scored once, whatever dies on the way.
 
-A shard keeps its number through every retry, so that its breadcrumbs and its receipt are found
+A shard keeps its name through every retry, so that its breadcrumbs and its receipt are found
 again: a shard that was finished by a worker that died is not scored twice, and an image that kills
 its worker is found by the third death.
 """
@@ -9,17 +9,22 @@ import heapq
 import itertools
 import logging
 import math
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pixelmill.flows.pool import Future, Outcome, Pool, ShardCall
-from pixelmill.tasks.transient import is_transient
+from pixelmill.flows.worker import Held
+from pixelmill.tasks.store import ShardRef
+from pixelmill.tasks.store.claims import Claim
+from pixelmill.tasks.transient import explain_refusal, is_transient
 
 __all__ = [
     "FailedShard",
+    "Holders",
     "NoWorkersError",
     "RetryPolicy",
     "Submission",
@@ -31,6 +36,7 @@ logger = logging.getLogger(__name__)
 SLOTS_EVERY_S = 2.0
 WAIT_S = 0.5
 TELL_S = 10.0
+HELD_S = 2.0
 
 
 class NoWorkersError(RuntimeError):
@@ -49,7 +55,7 @@ class RetryPolicy:
         killed: after Dask gave it up because its workers died; breadcrumbs quarantine the image
             that kills long before.
         lost: after the cluster forgot it, which is nobody's fault.
-        backoff_s: wait before the first try again; doubles with each.
+        backoff_s: wait before the first try again, more or less; doubles with each.
         no_workers_s: wait for a first worker before the pool must heal.
     """
 
@@ -60,57 +66,99 @@ class RetryPolicy:
     no_workers_s: float = 120.0
 
 
+class Holders(Protocol):
+    """Knows which shards workers of other runs have."""
+
+    def note(self, claim: Claim, /) -> None:
+        """One of our workers found a shard claimed."""
+        ...
+
+    def is_held(self, shard: ShardRef, /) -> bool:
+        """Whether a shard that was found claimed still is; False hands it to us."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FailedShard:
     """A shard that was given up; its images stay missing, so the next run plans them again."""
 
-    shard_index: int
+    shard: ShardRef
     error: str
 
 
 @dataclass(slots=True)
 class Submission:
-    """What came of the shards so far."""
+    """What came of the shards so far.
+
+    Attributes:
+        num_again: tries again, by why.
+        num_held: shards that were left to another run's workers at least once.
+        stopped: it was told to stop.
+        closed: a shard was not started, because it may not have ended in time.
+        refused: why the store takes no more writes, and what to do about it.
+    """
 
     num_shards: int
     num_done: int = 0
     num_in_flight: int = 0
     num_again: Counter[str] = field(default_factory=Counter)
+    num_held: int = 0
     failed: list[FailedShard] = field(default_factory=list)
     stopped: bool = False
+    closed: bool = False
+    refused: str | None = None
+
+    @property
+    def num_left(self) -> int:
+        """Shards that are neither done nor given up."""
+        return self.num_shards - self.num_done - len(self.failed)
 
 
 def run_shards(
     pool: Pool,
     call: ShardCall,
-    shards: Iterable[int],
+    shards: Sequence[ShardRef],
     *,
     name: str = "shard",
     policy: RetryPolicy | None = None,
+    holders: Holders | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_done: Callable[[int, Any], None] = lambda index, result: None,
+    may_start: Callable[[ShardRef, bool], bool] = lambda shard, has_to_wait: True,
+    on_done: Callable[[ShardRef, Any], None] = lambda shard, result: None,
     on_tick: Callable[[Submission], None] = lambda submission: None,
 ) -> Submission:
     """Score shards on a pool, a bounded number at a time.
 
     Args:
         pool: where.
-        call: scores the shard of a given number; goes to the worker by reference.
-        shards: their numbers.
+        call: scores a shard; goes to the worker by reference.
+        shards: in this order.
         name: of the run; names the tasks in Dask's dashboard.
         policy: what is tried again, and how often; left out: the defaults of `RetryPolicy`.
+        holders: where other runs may have some of the shards, who has them.
         should_stop: asked at least every half second; then what runs is told to stop.
-        on_done: called with each shard's number and result, in the caller's thread.
+        may_start: asked before a shard is submitted, and told whether it will have to wait for a
+            worker. After a no for one that does not, none is, and what runs is waited for.
+        on_done: called with each shard and its result, in the caller's thread.
         on_tick: called at least every half second.
 
     Returns:
-        The final counts; `stopped` if it was told to stop before the end.
+        The final counts.
 
     Raises:
         NoWorkersError: there is nobody to work.
     """
     loop = _Loop(
-        pool, call, list(shards), name, policy or RetryPolicy(), should_stop, on_done, on_tick
+        pool,
+        call,
+        shards,
+        name,
+        policy or RetryPolicy(),
+        holders,
+        should_stop,
+        may_start,
+        on_done,
+        on_tick,
     )
     return loop.run()
 
@@ -121,56 +169,72 @@ class _Loop:
 
     pool: Pool
     call: ShardCall
-    shards: list[int]
+    shards: Sequence[ShardRef]
     name: str
     policy: RetryPolicy
+    holders: Holders | None
     should_stop: Callable[[], bool]
-    on_done: Callable[[int, Any], None]
+    may_start: Callable[[ShardRef, bool], bool]
+    on_done: Callable[[ShardRef, Any], None]
     on_tick: Callable[[Submission], None]
 
     def __post_init__(self) -> None:
         self.submission = Submission(num_shards=len(self.shards))
         self.todo = iter(self.shards)
-        self.live: dict[Future, int] = {}
-        self.again: list[tuple[float, int, int]] = []
-        self.tries: dict[int, Counter[str]] = {}
+        self.live: dict[Future, ShardRef] = {}
+        self.again: list[tuple[float, int, ShardRef]] = []
+        self.tries: dict[ShardRef, Counter[str]] = {}
         self.tickets = itertools.count()
         self.slots, self.slots_at = 0, -math.inf
         self.alive_at = time.monotonic()
         self.has_told = False
 
     def run(self) -> Submission:
+        submission = self.submission
         try:
-            while not self.should_stop():
+            while submission.refused is None and not self.should_stop():
                 self._fill()
-                if not self.live and not self.again:
-                    return self.submission
+                if not self.live and (submission.closed or not self.again):
+                    return submission
                 for future in self.pool.wait_any(WAIT_S):
                     if future in self.live:
                         self._settle(self.live.pop(future), self._collect(future))
-                self.submission.num_in_flight = len(self.live)
-                self.on_tick(self.submission)
+                submission.num_in_flight = len(self.live)
+                self.on_tick(submission)
         except BaseException:
             self.pool.cancel(list(self.live))
             raise
-        self.submission.stopped = True
+        submission.stopped = submission.refused is None
         self.pool.cancel(list(self.live))
-        return self.submission
+        return submission
 
     def _fill(self) -> None:
         # More in flight than there are slots would be handed to workers that may die with them;
         # fewer would starve an adaptive cluster, which grows by what waits.
         for _ in range(max(self._count_slots(), self.pool.max_workers) + 1 - len(self.live)):
-            shard_index = self._next()
-            if shard_index is None:
+            shard = None if self.submission.closed else self._next()
+            if shard is None:
                 return
-            ticket = f"{self.name}-{shard_index:06d}-{next(self.tickets)}"
-            self.live[self.pool.submit(self.call, shard_index, ticket)] = shard_index
+            has_to_wait = len(self.live) >= self.slots
+            if not self.may_start(shard, has_to_wait):
+                self._push(shard, 0.0)
+                self.submission.closed = not has_to_wait
+                return
+            ticket = f"{self.name}-{shard.index:06d}-{next(self.tickets)}"
+            self.live[self.pool.submit(self.call, shard, ticket)] = shard
 
-    def _next(self) -> int | None:
-        if self.again and self.again[0][0] <= time.monotonic():
-            return heapq.heappop(self.again)[2]
+    def _next(self) -> ShardRef | None:
+        while self.again and self.again[0][0] <= time.monotonic():
+            shard = heapq.heappop(self.again)[2]
+            if self.holders is None or not self.holders.is_held(shard):
+                return shard
+            self._push(shard, HELD_S)
         return next(self.todo, None)
+
+    def _push(self, shard: ShardRef, delay_s: float) -> None:
+        """Put a shard back for later; not all that failed together come together again."""
+        due = time.monotonic() + delay_s * random.uniform(0.5, 1.5)
+        heapq.heappush(self.again, (due, next(self.tickets), shard))
 
     def _count_slots(self) -> int:
         now = time.monotonic()
@@ -183,7 +247,7 @@ class _Loop:
             if not self.pool.heal():
                 raise NoWorkersError(
                     f"no worker for {self.policy.no_workers_s:.0f} s with "
-                    f"{self.submission.num_shards - self.submission.num_done} shards to score; "
+                    f"{self.submission.num_left} shards to score; "
                     "start workers and run the same command again"
                 )
             self.alive_at, self.slots_at = now, -math.inf
@@ -199,29 +263,38 @@ class _Loop:
         finally:
             self.pool.release(future)
 
-    def _settle(self, shard_index: int, outcome: Outcome) -> None:
+    def _settle(self, shard: ShardRef, outcome: Outcome) -> None:
         result = outcome.result
+        if isinstance(result, Held):
+            assert self.holders is not None
+            self.holders.note(result.claim)
+            self.submission.num_held += 1
+            self._push(shard, HELD_S)
+            return
         if outcome.fate == "done" and getattr(result, "stopped", False):
             # Its worker believed itself unwanted, but we are not stopping: a twin was cancelled.
             outcome = Outcome("lost", error=RuntimeError("its worker was told to stop"))
         if outcome.fate == "done":
             self.submission.num_done += 1
-            self.on_done(shard_index, result)
+            self.on_done(shard, result)
             return
         error = outcome.error or RuntimeError("no result")
+        # Inputs that cannot be read are failures of theirs, so this is the store: all other shards
+        # would meet the same.
+        if refused := explain_refusal(error):
+            self.submission.refused = refused
+            return
         kind = "transient" if outcome.fate == "failed" and is_transient(error) else outcome.fate
-        tries = self.tries.setdefault(shard_index, Counter())
+        tries = self.tries.setdefault(shard, Counter())
         tries[kind] += 1
         if tries[kind] > self._limit(kind):
             reason = f"{type(error).__name__}: {error}"
-            self.submission.failed.append(FailedShard(shard_index, reason))
-            logger.error("shard %d of %s failed: %s", shard_index, self.name, reason)
+            self.submission.failed.append(FailedShard(shard, reason))
+            logger.error("shard %s failed: %s", shard.id, reason)
             return
         self.submission.num_again[kind] += 1
-        delay = self.policy.backoff_s * 2 ** (tries[kind] - 1) if kind == "transient" else 0.0
-        due = time.monotonic() + delay
-        heapq.heappush(self.again, (due, next(self.tickets), shard_index))
-        logger.warning("shard %d of %s goes back (%s): %s", shard_index, self.name, kind, error)
+        self._push(shard, self.policy.backoff_s * 2 ** (tries[kind] - 1) * (kind == "transient"))
+        logger.warning("shard %s goes back (%s): %s", shard.id, kind, error)
 
     def _limit(self, kind: str) -> int:
         return {

@@ -1,17 +1,19 @@
 """Options that several commands share, and what they make of them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 
 from pixelmill.configs.load import load_config
-from pixelmill.configs.schema import EvaluationConfig, RunConfig
+from pixelmill.configs.schema import ComputeConfig, EvaluationConfig, RunConfig
 
 __all__ = [
+    "LIMITS",
     "TRUTH",
     "WHAT",
     "WHERE",
+    "Budget",
     "Captions",
     "Cluster",
     "Collection",
@@ -20,23 +22,27 @@ __all__ = [
     "Folder",
     "Instances",
     "Labels",
+    "MaxFailures",
+    "Memory",
     "Out",
     "Preset",
-    "Reprocess",
+    "RetryFailed",
     "Scheduler",
     "Semantic",
     "StoreRoot",
     "Subset",
     "Trust",
+    "Until",
     "UsageError",
     "Weights",
     "choose_config",
     "merge_truth",
-    "on_cluster",
+    "with_compute",
 ]
 
 WHAT = Group("What is scored, and by what")
 WHERE = Group("Where")
+LIMITS = Group("When to end early")
 TRUTH = Group("Truth to compare with")
 
 Folder = Annotated[
@@ -67,9 +73,14 @@ Weights = Annotated[
         consume_multiple=False,
     ),
 ]
-Reprocess = Annotated[
-    Literal["missing", "failed", "all"],
-    Parameter(help="failed: also what failed for good; all: everything.", group=WHAT),
+RetryFailed = Annotated[
+    bool,
+    Parameter(
+        help="Also what failed for good and has not changed; what may succeed later is tried "
+        "again anyway.",
+        group=WHAT,
+        negative=(),
+    ),
 ]
 Out = Annotated[str, Parameter(name=("--out", "-o"), help="The store: folder or URL.", group=WHERE)]
 Collection = Annotated[
@@ -83,6 +94,26 @@ Cluster = Annotated[
 ]
 Scheduler = Annotated[
     str | None, Parameter(help="A running Dask scheduler, tcp://host:port.", group=WHERE)
+]
+Memory = Annotated[
+    str | None,
+    Parameter(
+        help="Of each worker, such as 4GB; one that goes beyond it starts anew.", group=WHERE
+    ),
+]
+Until = Annotated[
+    str | None, Parameter(help="End by this local time, HH:MM; the next run goes on.", group=LIMITS)
+]
+Budget = Annotated[
+    str | None, Parameter(help="End within this time, such as 45m or 2h.", group=LIMITS)
+]
+MaxFailures = Annotated[
+    str | None,
+    Parameter(
+        help="End as failed after more failures than this: a number, or a share such as 5% "
+        "(counted from 100 images on).",
+        group=LIMITS,
+    ),
 ]
 Instances = Annotated[Path | None, Parameter(help="COCO JSON with boxes and masks.", group=TRUTH)]
 Semantic = Annotated[
@@ -176,17 +207,40 @@ def merge_truth(config: EvaluationConfig, **given: Path | None) -> EvaluationCon
     return config.model_copy(update={kind: str(path) for kind, path in named.items()})
 
 
-def on_cluster(config: RunConfig, cluster: str | None, scheduler: str | None) -> RunConfig:
-    """The configuration, on the cluster that the options name."""
+def with_compute(
+    config: RunConfig,
+    *,
+    cluster: str | None,
+    scheduler: str | None = None,
+    memory: str | None = None,
+    max_failures: str | None = None,
+) -> RunConfig:
+    """The configuration with what the options say of `compute`."""
     if cluster is not None and scheduler is not None:
         raise UsageError("--cluster and --scheduler exclude each other")
-    chosen = scheduler or cluster
-    if chosen is None:
+    given = {
+        "cluster": scheduler or cluster,
+        "memory": memory,
+        "max_failures": max_failures,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
         return config
-    from pixelmill.flows.pool import choose_cluster
+    from pydantic import ValidationError
 
-    choose_cluster(chosen, num_shards=1)
-    compute = config.compute.model_copy(update={"cluster": chosen})
+    try:
+        compute = ComputeConfig.model_validate(config.compute.model_dump() | changes)
+    except ValidationError as err:
+        raise UsageError(
+            "; ".join(
+                f"--{str(error['loc'][0]).replace('_', '-')}: {error['msg']}"
+                for error in err.errors()
+            )
+        ) from err
+    if "cluster" in changes:
+        from pixelmill.flows.pool import choose_cluster
+
+        choose_cluster(compute.cluster)
     return config.model_copy(update={"compute": compute})
 
 

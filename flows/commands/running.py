@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from pixelmill.tasks.display import printable, redact
+from pixelmill.tasks.transient import explain_refusal
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -21,6 +22,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     QUARANTINE = 3
+    OUT_OF_TIME = 4
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -37,9 +39,10 @@ def run_flow(flow: Callable[..., Any], params: object) -> "tuple[State[Any], Any
     state = flow(params, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
-        tell(f"{type(result).__name__}: {result}")
+        told = explain_refusal(result) or f"{type(result).__name__}: {result}"
+        tell(told)
         return state, None
-    if not state.is_completed():
+    if not state.is_completed() or state.name == "OutOfTime":
         tell(state.message or "")
     return state, result
 
@@ -57,8 +60,8 @@ def exit_code(state: "State[Any]") -> ExitCode:
         return ExitCode.TERMINATED if by_sigterm else ExitCode.INTERRUPTED
     if not state.is_completed():
         return ExitCode.FAILED
-    quarantined = state.name == "CompletedWithQuarantine"
-    return ExitCode.QUARANTINE if quarantined else ExitCode.COMPLETE
+    codes = {"CompletedWithQuarantine": ExitCode.QUARANTINE, "OutOfTime": ExitCode.OUT_OF_TIME}
+    return codes.get(state.name or "", ExitCode.COMPLETE)
 
 
 def console() -> "Console":

@@ -10,6 +10,7 @@ from pixelmill.configs.load import load_config
 from pixelmill.flows.commands.options import (
     WHAT,
     WHERE,
+    Budget,
     Captions,
     Cluster,
     Collection,
@@ -18,18 +19,21 @@ from pixelmill.flows.commands.options import (
     Folder,
     Instances,
     Labels,
+    MaxFailures,
+    Memory,
     Out,
     Preset,
-    Reprocess,
+    RetryFailed,
     Scheduler,
     Semantic,
     Subset,
     Trust,
+    Until,
     UsageError,
     Weights,
     choose_config,
     merge_truth,
-    on_cluster,
+    with_compute,
 )
 from pixelmill.flows.commands.running import ExitCode, console, exit_code, run_flow
 
@@ -47,12 +51,16 @@ def score(
     config: ConfigFile = None,
     weights: Weights = (),
     trust: Trust = False,
-    reprocess: Reprocess = "missing",
+    retry_failed: RetryFailed = False,
     out: Out = "pixelmill-store",
     collection: Collection = None,
     date: Date = None,
     cluster: Cluster = None,
     scheduler: Scheduler = None,
+    memory: Memory = None,
+    until: Until = None,
+    budget: Budget = None,
+    max_failures: MaxFailures = None,
     instances: Instances = None,
     semantic: Semantic = None,
     captions: Captions = None,
@@ -76,14 +84,22 @@ def score(
         labels=labels,
         subset=subset,
     )
-    chosen = on_cluster(chosen.model_copy(update={"evaluation": truth}), cluster, scheduler)
-    params = score_params(
+    chosen = with_compute(
+        chosen.model_copy(update={"evaluation": truth}),
+        cluster=cluster,
+        scheduler=scheduler,
+        memory=memory,
+        max_failures=max_failures,
+    )
+    params = writable_params(
         source=folder,
         store=out,
         config=chosen,
         collection=collection,
         date=date,
-        reprocess=reprocess,
+        reprocess="failed" if retry_failed else "missing",
+        until=until,
+        budget=budget,
         report=not no_report,
     )
     from pixelmill.flows.printing import print_run
@@ -103,7 +119,7 @@ def plan(
     config: ConfigFile = None,
     weights: Weights = (),
     trust: Trust = False,
-    reprocess: Reprocess = "missing",
+    retry_failed: RetryFailed = False,
     out: Out = "pixelmill-store",
     collection: Collection = None,
     cluster: Cluster = None,
@@ -113,11 +129,13 @@ def plan(
 
     Example: pixelmill plan photos --preset demo --out results
     """
-    chosen = on_cluster(
-        choose_config(folder, preset, config, weights, trust=trust), cluster, scheduler
-    )
+    chosen = choose_config(folder, preset, config, weights, trust=trust)
     params = score_params(
-        source=folder, store=out, config=chosen, collection=collection, reprocess=reprocess
+        source=folder,
+        store=out,
+        config=with_compute(chosen, cluster=cluster, scheduler=scheduler),
+        collection=collection,
+        reprocess="failed" if retry_failed else "missing",
     )
     from pixelmill.flows.job import prepare_job, preview_plan
     from pixelmill.flows.printing import print_plan
@@ -149,11 +167,15 @@ def backfill(
     config: ConfigFile = None,
     weights: Weights = (),
     trust: Trust = False,
-    reprocess: Reprocess = "missing",
+    retry_failed: RetryFailed = False,
     out: Out = "pixelmill-store",
     collection: Collection = None,
     cluster: Cluster = None,
     scheduler: Scheduler = None,
+    memory: Memory = None,
+    until: Until = None,
+    budget: Budget = None,
+    max_failures: MaxFailures = None,
 ) -> ExitCode:
     """Score a long collection by day, month or folder.
 
@@ -161,11 +183,21 @@ def backfill(
 
     How far it is follows from the store alone; run it again and it goes on.
     """
-    chosen = on_cluster(
-        choose_config(folder, preset, config, weights, trust=trust), cluster, scheduler
+    chosen = with_compute(
+        choose_config(folder, preset, config, weights, trust=trust),
+        cluster=cluster,
+        scheduler=scheduler,
+        memory=memory,
+        max_failures=max_failures,
     )
-    params = score_params(
-        source=folder, store=out, config=chosen, collection=collection, reprocess=reprocess
+    params = writable_params(
+        source=folder,
+        store=out,
+        config=chosen,
+        collection=collection,
+        reprocess="failed" if retry_failed else "missing",
+        until=until,
+        budget=budget,
     )
     from pixelmill.flows.backfill import BackfillParams, backfill_flow
     from pixelmill.flows.printing import print_backfill
@@ -202,10 +234,10 @@ def demo(
     scenes = out / "scenes"
     print(f"rendering {images} scenes into {scenes}", file=sys.stderr, flush=True)
     write_scenes(scenes, images, seed=0)
-    params = score_params(
+    params = writable_params(
         source=str(scenes / "images"),
         store=str(out / "store"),
-        config=on_cluster(load_config("demo"), cluster, None),
+        config=with_compute(load_config("demo"), cluster=cluster),
         collection="demo",
     )
     state, run = run_flow(score_flow, params)
@@ -226,4 +258,16 @@ def score_params(**fields: Any) -> "ScoreParams":
         faults = "; ".join(f"--{error['loc'][0]}: {error['msg']}" for error in err.errors())
         raise UsageError(faults) from err
     prepare_job(params)
+    return params
+
+
+def writable_params(**fields: Any) -> "ScoreParams":
+    """Checked parameters of a run that writes; a store that refuses is told of before it starts."""
+    params = score_params(**fields)
+    from pixelmill.tasks.store import Store
+
+    try:
+        Store(params.store, create=True)
+    except (OSError, RuntimeError) as err:
+        raise UsageError(str(err)) from err
     return params

@@ -24,7 +24,7 @@ from pixelmill.tasks.plan import plan_run, save_plan
 from pixelmill.tasks.scenes.render import SEMANTIC_CLASSES
 from pixelmill.tasks.scenes.things import CLASSES
 from pixelmill.tasks.scenes.write import write_scenes
-from pixelmill.tasks.store import Store, publish
+from pixelmill.tasks.store import ShardRef, Store, publish
 
 NUM_SCENES = 8
 DATE = "2024-05-31"
@@ -120,7 +120,8 @@ def score_plainly(tiny_config):
         )
         record = save_plan(store, plan)
         for index in range(record.num_shards):
-            score_reference(store.root, record.run_id, index, should_stop=lambda: False)
+            shard = ShardRef(record.run_id, index, 4)
+            score_reference(store.root, "", shard, should_stop=lambda: False, is_isolated=False)
         if is_published:
             publish(store)
         return store

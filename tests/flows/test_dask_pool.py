@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pixelmill.flows import dask_pool
+from pixelmill.flows import dask_pool, submit
 from pixelmill.flows.environment import THREAD_VARIABLES
-from pixelmill.flows.submit import run_shards
+from pixelmill.tasks.store import ShardRef
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +25,14 @@ def pool(threads_before):
         yield pool
 
 
+def run_shards(pool, call, indices, **options):
+    shards = [ShardRef("20240531T000000-000000", index, 4) for index in indices]
+    return submit.run_shards(pool, call, shards, **options)
+
+
 def scoring(folder: Path):
-    def score(shard_index, *, should_stop):
+    def score(shard, *, should_stop):
+        shard_index = shard.index
         assert not should_stop()
         with (folder / f"{shard_index}.txt").open("a") as file:
             file.write("x")
@@ -39,7 +45,8 @@ def scoring(folder: Path):
 
 
 def waiting(folder: Path):
-    def wait_until_unwanted(shard_index, *, should_stop):
+    def wait_until_unwanted(shard, *, should_stop):
+        shard_index = shard.index
         (folder / f"{shard_index}.txt").touch()
         while not should_stop():
             time.sleep(0.01)
@@ -51,7 +58,7 @@ def waiting(folder: Path):
 def reading_threads():
     names = THREAD_VARIABLES
 
-    def read_threads(shard_index, *, should_stop):
+    def read_threads(shard, *, should_stop):
         return {name: os.environ.get(name) for name in names}
 
     return read_threads
@@ -60,7 +67,7 @@ def reading_threads():
 def test_threads_are_shared_among_workers_and_not_taken_from_the_driver(pool, threads_before):
     seen = []
 
-    def keep(shard_index, result):
+    def keep(shard, result):
         seen.append(result)
 
     run_shards(pool, reading_threads(), range(2), name="threads", on_done=keep)
@@ -76,7 +83,7 @@ def test_a_killed_worker_costs_one_shard_a_second_start(pool, tmp_path):
         scoring(tmp_path),
         range(12),
         name="kill",
-        on_done=lambda index, result: done.append((index, result)),
+        on_done=lambda shard, result: done.append((shard.index, result)),
     )
     assert sorted(done) == [(k, k) for k in range(12)]
     assert submission.failed == []

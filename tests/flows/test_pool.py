@@ -1,7 +1,10 @@
+import socket
+import time
+
 import pytest
 
 from pixelmill.flows import pool
-from pixelmill.flows.pool import choose_cluster, count_gpus
+from pixelmill.flows.pool import check_scheduler, choose_cluster, count_gpus, open_pool
 
 
 @pytest.fixture
@@ -15,30 +18,31 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "gpus", "has_dask_cuda", "num_shards", "chosen"),
+    ("cores", "gpus", "has_dask_cuda", "chosen"),
     [
-        (8, 0, False, 100, "local"),
-        (8, 0, False, 2, "inline"),
-        (1, 0, False, 100, "inline"),
-        (8, 1, False, 100, "inline"),
-        (8, 4, True, 100, "cuda"),
-        (8, 4, False, 100, "inline"),
+        (8, 0, False, "local"),
+        (1, 0, False, "local"),
+        (8, 1, False, "local:1"),
+        (8, 4, True, "cuda"),
+        (8, 4, False, "local:1"),
     ],
 )
-def test_auto_chooses_by_what_is_there(machine, cores, gpus, has_dask_cuda, num_shards, chosen):
+def test_auto_chooses_by_what_is_there_and_never_this_process(
+    machine, cores, gpus, has_dask_cuda, chosen
+):
     machine(cores, gpus, has_dask_cuda)
-    assert choose_cluster("auto", num_shards) == chosen
+    assert choose_cluster("auto") == chosen
 
 
 @pytest.mark.parametrize("cluster", ["inline", "cuda", "local", "local:3", "tcp://host:8786"])
 def test_a_named_cluster_is_taken(cluster):
-    assert choose_cluster(cluster, 1) == cluster
+    assert choose_cluster(cluster) == cluster
 
 
 @pytest.mark.parametrize("cluster", ["", "lokal", "local:x", "local:0", "host:8786"])
 def test_other_names_are_refused(cluster):
     with pytest.raises(ValueError, match="cluster must be auto, inline"):
-        choose_cluster(cluster, 1)
+        choose_cluster(cluster)
 
 
 def test_visible_devices_are_counted_without_cuda(monkeypatch):
@@ -46,3 +50,24 @@ def test_visible_devices_are_counted_without_cuda(monkeypatch):
     assert count_gpus() == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert count_gpus() == 0
+
+
+def test_inline_says_what_it_is_for(caplog):
+    with open_pool("inline", 1) as inline:
+        assert not inline.is_isolated
+    assert "for debugging" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tls://localhost:9", "tcp://[::1]:9"])
+def test_a_scheduler_that_is_not_there_is_told_at_once(address):
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="no Dask scheduler answers at"):
+        check_scheduler(address)
+    assert time.monotonic() - started < 4
+
+
+def test_a_scheduler_that_listens_and_other_clusters_pass():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_scheduler(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+    for cluster in ("auto", "local:2", "ucx://somewhere:1"):
+        check_scheduler(cluster)

@@ -1,4 +1,7 @@
+import errno
 import heapq
+import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -6,7 +9,10 @@ import pytest
 
 from pixelmill.flows import submit
 from pixelmill.flows.pool import InlinePool, Outcome
-from pixelmill.flows.submit import NoWorkersError, RetryPolicy, run_shards
+from pixelmill.flows.submit import NoWorkersError, RetryPolicy
+from pixelmill.flows.worker import Held
+from pixelmill.tasks.store import ShardRef
+from pixelmill.tasks.store.claims import Claim
 from pixelmill.tasks.transient import is_transient
 
 FAST = RetryPolicy(backoff_s=0.0)
@@ -16,6 +22,14 @@ FAST = RetryPolicy(backoff_s=0.0)
 class Done:
     num_scored: int = 1
     stopped: bool = False
+
+
+def refs(indices) -> list[ShardRef]:
+    return [ShardRef("20240531T000000-000000", index, 10) for index in indices]
+
+
+def run_shards(pool, call, indices, **options):
+    return submit.run_shards(pool, call, refs(indices), **options)
 
 
 class ScriptedPool:
@@ -36,12 +50,12 @@ class ScriptedPool:
     def slots(self):
         return self.num_slots
 
-    def submit(self, call, shard_index, ticket):
-        future = (shard_index, ticket)
-        self.started.append(shard_index)
+    def submit(self, call, shard, ticket):
+        future = (shard.index, ticket)
+        self.started.append(shard.index)
         self.tickets.append(ticket)
         self.held.add(future)
-        heapq.heappush(self.running, (shard_index, future))
+        heapq.heappush(self.running, (shard.index, future))
         self.most_in_flight = max(self.most_in_flight, len(self.running))
         return future
 
@@ -68,10 +82,10 @@ def run(pool, shards, **options):
     done = []
     submission = run_shards(
         pool,
-        lambda index, *, should_stop: None,
+        lambda shard, *, should_stop: None,
         shards,
         policy=options.pop("policy", FAST),
-        on_done=lambda index, result: done.append(index),
+        on_done=lambda shard, result: done.append(shard.index),
         **options,
     )
     return submission, done
@@ -109,7 +123,7 @@ def test_a_transient_error_that_stays_fails_the_shard_and_the_run_goes_on():
     errors = [Outcome("failed", error=OSError("disk"))] * 3
     submission, done = run(ScriptedPool({1: errors}), range(4), policy=FAST)
     assert sorted(done) == [0, 2, 3]
-    assert [failed.shard_index for failed in submission.failed] == [1]
+    assert [failed.shard.index for failed in submission.failed] == [1]
     assert submission.failed[0].error == "OSError: disk"
 
 
@@ -117,7 +131,7 @@ def test_a_bug_is_not_tried_again():
     pool = ScriptedPool({1: [Outcome("failed", error=KeyError("bug"))]})
     submission, _ = run(pool, range(3))
     assert pool.started.count(1) == 1
-    assert [failed.shard_index for failed in submission.failed] == [1]
+    assert [failed.shard.index for failed in submission.failed] == [1]
 
 
 def test_a_worker_that_stopped_without_being_asked_lost_its_shard():
@@ -173,8 +187,8 @@ def test_waiting_for_workers_is_told_once(monkeypatch, caplog):
 
 
 def test_inline_pool_scores_in_order_and_reports_errors():
-    def score(index, *, should_stop):
-        if index == 2:
+    def score(shard, *, should_stop):
+        if shard.index == 2:
             raise ValueError("bad shard")
         return Done()
 
@@ -190,9 +204,9 @@ def test_inline_pool_scores_in_order_and_reports_errors():
 def test_inline_pool_tells_the_running_shard_to_stop():
     seen = []
 
-    def score(index, *, should_stop):
+    def score(shard, *, should_stop):
         while not should_stop():
-            seen.append(index)
+            seen.append(shard.index)
         return Done(stopped=True)
 
     pool = InlinePool()
@@ -200,3 +214,70 @@ def test_inline_pool_tells_the_running_shard_to_stop():
     pool.close()
     assert submission.stopped
     assert set(seen) == {0}
+
+
+class Others:
+    """Other runs, which give their shards back after some looks."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+        self.noted: list[str] = []
+
+    def note(self, claim):
+        self.noted.append(claim.name)
+
+    def is_held(self, shard):
+        self.looks -= 1
+        return self.looks > 0
+
+
+def test_a_shard_of_another_run_is_left_alone_and_looked_after(monkeypatch):
+    monkeypatch.setattr(submit, "HELD_S", 0.0)
+    held = Outcome("done", Held(Claim("name", "other", 0)))
+    pool, others = ScriptedPool({1: [held]}), Others(looks=5)
+    submission, done = run(pool, range(4), holders=others)
+    assert sorted(done) == [0, 1, 2, 3]
+    assert (submission.num_held, others.noted, others.looks) == (1, ["name"], 0)
+    assert pool.started.count(1) == 2
+    assert not submission.num_again, "nothing went wrong"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_store_that_takes_no_more_ends_the_run_at_once(number):
+    full = Outcome("failed", error=OSError(number, os.strerror(number)))
+    pool = ScriptedPool({3: [full] * 99})
+    submission, done = run(pool, range(100))
+    assert submission.refused is not None
+    assert "run the same command again" in submission.refused
+    assert not submission.stopped
+    assert pool.started.count(3) == 1
+    assert len(pool.started) < 8
+    assert set(pool.cancelled) == pool.held
+    assert submission.num_left == 100 - len(done)
+
+
+def test_no_shard_is_started_after_the_first_that_would_end_too_late():
+    pool = ScriptedPool(slots=1)
+    submission, done = run(
+        pool, range(10), may_start=lambda shard, has_to_wait: shard.index + has_to_wait < 4
+    )
+    assert done == [0, 1, 2, 3], "the last one was not queued, but started when its turn came"
+    assert (submission.closed, submission.stopped, submission.num_left) == (True, False, 6)
+
+
+def test_shards_that_failed_together_do_not_come_together_again(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(submit.time, "monotonic", lambda: now)
+    reset = ConnectionError("reset")
+    pool = ScriptedPool({k: [Outcome("failed", error=reset)] for k in range(8)}, slots=8)
+    due = []
+
+    def look(submission):
+        nonlocal now
+        now += 1.0
+        due.append(len(pool.started))
+
+    _, done = run(pool, range(8), policy=RetryPolicy(backoff_s=60.0), on_tick=look)
+    assert sorted(done) == list(range(8))
+    starts = [after - before for before, after in itertools.pairwise(due)]
+    assert sum(1 for number in starts if number) > 3
