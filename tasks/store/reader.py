@@ -195,8 +195,8 @@ class Store:
         empty = schema.empty_table().select(wanted)
 
         def read(part: layout.Part, newer: Digests) -> pa.Table:
-            needed = [*wanted, "image_id"] if len(newer) else wanted
-            rows = _read_part(self.backend, part, needed, in_file)
+            needed = {*wanted, "image_id"} if len(newer) else set(wanted)
+            rows = _read_part(self.backend, part, sorted(needed), in_file)
             if len(newer) and rows.num_rows:
                 rows = rows.filter(pa.array(~contains(newer, digests_of("images", rows))))
             for key, value in part.partitions.items():
