@@ -8,7 +8,15 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError
 
 from pixelmill.configs.load import ConfigError
-from pixelmill.flows.commands import configs, evaluating, models, scoring, storing, training
+from pixelmill.flows.commands import (
+    configs,
+    evaluating,
+    models,
+    profiling,
+    scoring,
+    storing,
+    training,
+)
 from pixelmill.flows.commands.options import UsageError
 from pixelmill.flows.commands.running import ExitCode, tell
 
@@ -37,10 +45,15 @@ app = App(name="pixelmill", help=HELP, help_format="plaintext", version=VERSION)
 for command in (
     scoring.score,
     scoring.plan,
+    profiling.profile,
     scoring.backfill,
     evaluating.evaluate,
     evaluating.report,
     storing.publish,
+    storing.compact,
+    storing.prune,
+    storing.promote,
+    storing.rollback,
     scoring.demo,
     training.train,
 ):
