@@ -46,7 +46,8 @@ class SemanticOutput:
 
     Attributes:
         logits: (K, h, w) float32 that cover the whole canvas; h, w may be the canvas' size
-            divided by the output stride.
+            divided by the output stride. On the network's device: labels are made there, and
+            only they are fetched.
     """
 
     logits: Tensor

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pixelmill.models.interface import SemanticOutput
 from pixelmill.models.losses import dice_loss
+from pixelmill.models.ops.masks import settled
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import SemanticTarget, Target
 
@@ -25,8 +26,8 @@ VOID = 255
 def semantic_outputs(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[SemanticOutput]:
-    """Hand out the logits (B, K, H, W) image by image."""
-    return [SemanticOutput(logits=logits) for logits in outputs.float().cpu()]
+    """Hand out the logits (B, K, H, W) image by image, where they are."""
+    return [SemanticOutput(logits=logits) for logits in settled(outputs.float())]
 
 
 def semantic_loss(

@@ -24,6 +24,7 @@ from pixelmill.configs.schema import BoxPostprocess, CanvasSize, PreprocessConfi
 from pixelmill.models.interface import BoxOutput, ClassOutput, SemanticOutput, ViewOutput
 from pixelmill.models.ops.boxes import clip_boxes, large_enough
 from pixelmill.models.ops.candidates import best_candidates, fetch, in_blocks, pieces, survivors
+from pixelmill.models.ops.masks import settled
 from pixelmill.models.ops.suppression import class_thresholds, greedy_nms
 from pixelmill.models.spec import Arguments, ModelSpec
 from pixelmill.models.zoo import Architecture
@@ -394,7 +395,7 @@ def _read_classes(
 def _read_semantic(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[ViewOutput]:
-    return [SemanticOutput(logits) for logits in outputs.float().cpu()]
+    return [SemanticOutput(logits) for logits in settled(outputs.float())]
 
 
 def _read_one_stage(

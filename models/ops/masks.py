@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Axis", "PlacedScores", "label_map", "linear_axis", "paste_mask"]
+__all__ = ["Axis", "PlacedScores", "label_map", "linear_axis", "paste_mask", "settled"]
 
 # Rows resized at once: a band of a 1920 px wide plane stays in a core's cache
 _BAND = 64
+# Columns resized at once where classes that cannot win there are left out
+_TILE_WIDTH = 256
+# Pixels per element of the scores from which on it pays to look for such classes
+_MIN_PRUNED_SCALE = 32
+# Scores resized at once on a GPU: 64 MB
+_GPU_BAND_VALUES = 2**24
 
 _PASTE_PADDING = 1
 
@@ -35,6 +42,13 @@ class Axis:
     def part(self, start: int, stop: int) -> "Axis":
         """The positions from `start` up to `stop`."""
         return Axis(self.low[start:stop], self.high[start:stop], self.weight[start:stop])
+
+    def to(self, device: torch.device) -> "Axis":
+        """The same where the scores are; a GPU is not waited for."""
+        low, high, weight = (
+            each.to(device, non_blocking=True) for each in (self.low, self.high, self.weight)
+        )
+        return Axis(low, high, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,7 @@ def paste_mask(
     Source: He et al., Mask R-CNN, 2017; torchvision/models/detection/roi_heads.py.
     """
     side = probs.shape[-1]
-    padded = torch.nn.functional.pad(probs, (_PASTE_PADDING,) * 4)
+    padded = F.pad(probs, (_PASTE_PADDING,) * 4)
     centre, half = (box_xyxy[:2] + box_xyxy[2:]) * 0.5, (box_xyxy[2:] - box_xyxy[:2]) * 0.5
     half = half * ((side + 2 * _PASTE_PADDING) / side)
     left, top = (centre - half).to(torch.int64).tolist()
@@ -140,30 +154,128 @@ def _trimmed(mask: Tensor, top: int, left: int) -> tuple[int, int, Tensor]:
     return top + first_row, left + first_column, crop.contiguous()
 
 
-def label_map(views: Sequence[PlacedScores], image_size: tuple[int, int], void: int) -> Tensor:
+def settled(scores: Tensor) -> Tensor:
+    """The scores of a batch, made: labels may be asked of them in another thread or stream."""
+    if scores.is_cuda:
+        torch.cuda.current_stream(scores.device).synchronize()
+    return scores
+
+
+def label_map(
+    views: Sequence[PlacedScores], image_size: tuple[int, int], void: int, dtype: torch.dtype
+) -> Tensor:
     """The best class of every pixel of the original.
 
     One view that shows the whole image: equal to upsampling its logits and taking the argmax. With
-    several, their probabilities are averaged by weight. Memory is that of one band of rows,
-    K x 64 x width floats per plane, whatever the image's height.
+    several, their probabilities are averaged by weight. It is done where the scores are, and only
+    labels leave a GPU. Memory is that of a band of rows, whatever the image's height.
 
     Args:
         views: all scores with the same K.
         image_size: (height, width).
         void: label of pixels that no view shows.
+        dtype: of the labels; it has to hold K - 1 and `void`.
 
     Returns:
-        (H, W) int64 on the CPU.
+        (H, W) of `dtype` on the CPU.
     """
     height, width = image_size
-    labels = torch.full((height, width), void, dtype=torch.int64)
-    for start in range(0, height, _BAND):
-        stop = min(start + _BAND, height)
-        if len(views) == 1:
-            _fill_from_one(labels, views[0], start, stop)
-        else:
-            _fill_from_many(labels, views, start, stop)
-    return labels
+    device = views[0].scores.device
+    labels = torch.full((height, width), void, dtype=dtype, device=device)
+    band = _BAND
+    if device.type != "cpu":
+        band = max(1, _GPU_BAND_VALUES // (len(views[0].scores) * width))
+    elif len(views) == 1:
+        _fill_from_one(labels, views[0])
+        return labels
+    for start in range(0, height, band):
+        _fill_from_many(labels, views, start, min(start + band, height))
+    return labels.cpu()
+
+
+def _cut(scores: Tensor, rows: Axis, columns: Axis) -> tuple[Tensor, Axis, Axis]:
+    """The part of (K, h, w) scores that some pixels are made of, and their axes into it."""
+    axes = []
+    for side, axis in ((1, rows), (2, columns)):
+        low, high = int(axis.low.min()), int(axis.high.max())
+        scores = scores.narrow(side, low, high + 1 - low)
+        axes.append(Axis(axis.low - low, axis.high - low, axis.weight))
+    return scores, axes[0], axes[1]
+
+
+def _fill_from_one(labels: Tensor, view: PlacedScores) -> None:
+    """Class by class: 9x faster than the argmax over all planes, and two planes of memory."""
+    height, width = len(view.rows.low), len(view.columns.low)
+    may_win = None
+    if _MIN_PRUNED_SCALE * view.scores[0].numel() <= height * width:
+        may_win = _may_win(view.scores)
+    shown = labels[view.top : view.top + height, view.left : view.left + width]
+    tile_width = width if may_win is None else _TILE_WIDTH
+    for top in range(0, height, _BAND):
+        rows = view.rows.part(top, top + _BAND)
+        for left in range(0, width, tile_width):
+            columns = view.columns.part(left, left + tile_width)
+            classes: Sequence[int] = range(len(view.scores))
+            if may_win is not None:
+                cells, _, _ = _cut(may_win, rows, columns)
+                classes = cells.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+            tile = shown[top : top + _BAND, left : left + tile_width]
+            _fill_tile(tile, view.scores, rows, columns, classes)
+
+
+def _fill_tile(
+    labels: Tensor, scores: Tensor, rows: Axis, columns: Axis, classes: Sequence[int]
+) -> None:
+    """The best of some classes, in rising order, at every pixel of a tile."""
+    labels.fill_(classes[0])
+    if len(classes) == 1:
+        return
+    scores, rows, columns = _cut(scores, rows, columns)
+    best = _interpolate(scores[classes[0]], rows, columns)
+    for index in classes[1:]:
+        plane = _interpolate(scores[index], rows, columns)
+        labels.masked_fill_(plane > best, index)
+        torch.maximum(best, plane, out=best)
+
+
+def _may_win(scores: Tensor) -> Tensor | None:
+    """(K, h, w) bool: whether class k can be the best between an element and the next ones.
+
+    Interpolated scores stay within those of the four elements around: a class whose highest of
+    them is below another's lowest loses everywhere between. None if there are scores of no number.
+    """
+    margin = 1e-5 * scores.abs().amax()  # more than what rounding adds
+    if not torch.isfinite(margin):
+        return None
+    padded = F.pad(scores[None], (0, 1, 0, 1), mode="replicate")[0]
+    pairs = padded[:, :, :-1], padded[:, :, 1:]
+    highest, lowest = torch.maximum(*pairs), torch.minimum(*pairs)
+    highest = torch.maximum(highest[:, :-1], highest[:, 1:])
+    lowest = torch.minimum(lowest[:, :-1], lowest[:, 1:])
+    return highest >= lowest.amax(dim=0) - margin
+
+
+def _fill_from_many(labels: Tensor, views: Sequence[PlacedScores], start: int, stop: int) -> None:
+    """Rows `start` up to `stop`, by the sum of all views' planes."""
+    width = labels.shape[1]
+    device = labels.device
+    total = torch.zeros(len(views[0].scores), stop - start, width, device=device)
+    seen = torch.zeros(stop - start, width, dtype=torch.bool, device=device)
+    for view in views:
+        first, last = _band(view, start, stop)
+        if first == last:
+            continue
+        scores, rows, columns = _cut(view.scores, view.rows.part(first, last), view.columns)
+        weight = view.row_weight[first:last, None] * view.column_weight
+        place = (
+            slice(view.top + first - start, view.top + last - start),
+            slice(view.left, view.left + len(view.columns.low)),
+        )
+        planes = _interpolate(scores, rows.to(device), columns.to(device))
+        total[:, *place] += planes * weight.to(device, non_blocking=True)
+        seen[place] = True
+    best = total.argmax(dim=0).to(labels.dtype)
+    labels[start:stop] = torch.where(seen, best, labels[start:stop])
 
 
 def _band(view: PlacedScores, start: int, stop: int) -> tuple[int, int]:
@@ -171,46 +283,3 @@ def _band(view: PlacedScores, start: int, stop: int) -> tuple[int, int]:
     num_rows = len(view.rows.low)
     first = min(max(start - view.top, 0), num_rows)
     return first, max(min(stop - view.top, num_rows), first)
-
-
-def _source_rows(view: PlacedScores, first: int, last: int) -> tuple[Tensor, Axis]:
-    """The part of the scores that a band of rows is made of, and the band's axis into it."""
-    rows = view.rows.part(first, last)
-    low, high = int(rows.low.min()), int(rows.high.max())
-    part = view.scores[:, low : high + 1]
-    return part, Axis(rows.low - low, rows.high - low, rows.weight)
-
-
-def _fill_from_one(labels: Tensor, view: PlacedScores, start: int, stop: int) -> None:
-    first, last = _band(view, start, stop)
-    if first == last:
-        return
-    scores, rows = _source_rows(view, first, last)
-    best = _interpolate(scores[0], rows, view.columns)
-    winner = torch.zeros(best.shape, dtype=torch.int64)
-    # Class by class: 9x faster than the argmax over all planes, and two planes of memory
-    for index in range(1, len(scores)):
-        plane = _interpolate(scores[index], rows, view.columns)
-        winner.masked_fill_(plane > best, index)
-        torch.maximum(best, plane, out=best)
-    width = len(view.columns.low)
-    labels[view.top + first : view.top + last, view.left : view.left + width] = winner
-
-
-def _fill_from_many(labels: Tensor, views: Sequence[PlacedScores], start: int, stop: int) -> None:
-    width = labels.shape[1]
-    total = torch.zeros(len(views[0].scores), stop - start, width)
-    seen = torch.zeros(stop - start, width, dtype=torch.bool)
-    for view in views:
-        first, last = _band(view, start, stop)
-        if first == last:
-            continue
-        scores, rows = _source_rows(view, first, last)
-        weight = view.row_weight[first:last, None] * view.column_weight
-        place = (
-            slice(view.top + first - start, view.top + last - start),
-            slice(view.left, view.left + len(view.columns.low)),
-        )
-        total[:, *place] += _interpolate(scores, rows, view.columns) * weight
-        seen[place] = True
-    labels[start:stop][seen] = total.argmax(dim=0)[seen]

@@ -231,9 +231,9 @@ def _merge_semantic(
         for output, placement in zip(outputs, placements, strict=True)
     ]
     if num_classes <= _MAX_BYTE_CLASSES:
-        labels = label_map(views, image_size, void=255)
-        return ImagePrediction(semantic=labels.numpy().astype(np.uint8))
-    labels = label_map(views, image_size, void=65_535)
+        labels = label_map(views, image_size, 255, torch.uint8)
+        return ImagePrediction(semantic=labels.numpy())
+    labels = label_map(views, image_size, 65_535, torch.int32)
     return ImagePrediction(semantic=labels.numpy().astype(np.uint16))
 
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from pixelmill.models.ops import masks
 from pixelmill.models.ops.masks import Axis, PlacedScores, label_map, linear_axis, paste_mask
 
 
@@ -64,12 +65,47 @@ def test_one_view_gives_the_argmax_of_the_upsampled_logits(
 ) -> None:
     logits = torch.randn(num_classes, 33, 40, generator=torch.Generator().manual_seed(1))
     upsampled = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-    labels = label_map([placed(logits, size)], size, 255)
+    labels = label_map([placed(logits, size)], size, 255, torch.uint8)
     best = upsampled.max(dim=0).values
-    chosen = upsampled.gather(0, labels[None])[0]
+    chosen = upsampled.gather(0, labels[None].long())[0]
     # two classes within float rounding of each other may change places
     assert (best - chosen).max() < 1e-5
     assert (labels == upsampled.argmax(dim=0)).float().mean() > 0.9999
+
+
+def test_leaving_out_classes_that_cannot_win_changes_no_label(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for shape in ((30, 9, 12), (7, 1, 5), (2, 3, 1)):
+        coarse = 5 * torch.randn(1, shape[0], 3, 3, generator=generator)
+        scores = F.interpolate(coarse, size=shape[1:], mode="bilinear")[0]
+        scores += 0.1 * torch.randn(shape, generator=generator)
+        if shape[0] > 2:
+            scores[1] = scores[0]  # equal everywhere: the first one wins
+        view = placed(scores, (150, 530))
+        pruned = label_map([view], (150, 530), 255, torch.uint8)
+        assert len(pruned.unique()) > 1
+        with monkeypatch.context() as patch:
+            patch.setattr(masks, "_MIN_PRUNED_SCALE", 10**9)
+            assert torch.equal(pruned, label_map([view], (150, 530), 255, torch.uint8))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_of_no_number_get_a_label_all_the_same(bad: float) -> None:
+    scores = torch.randn(3, 4, 4)
+    scores[1, 2, 2] = bad
+    labels = label_map([placed(scores, (90, 90))], (90, 90), 255, torch.uint8)
+    assert (labels < 3).all()
+
+
+def test_many_planes_at_once_give_what_class_by_class_gives(monkeypatch) -> None:
+    """As a GPU does it, band by band."""
+    scores = torch.randn(5, 20, 30, generator=torch.Generator().manual_seed(4))
+    view = placed(scores, (100, 90))
+    expected = label_map([view], (100, 90), 255, torch.uint8)
+    labels = torch.full((100, 90), 255, dtype=torch.uint8)
+    for start in range(0, 100, 33):
+        masks._fill_from_many(labels, [view], start, min(start + 33, 100))
+    assert torch.equal(labels, expected)
 
 
 def test_several_views_give_the_argmax_of_the_weighted_mean() -> None:
@@ -83,19 +119,19 @@ def test_several_views_give_the_argmax_of_the_weighted_mean() -> None:
         for p, w in zip(probs, weights, strict=True)
     )
     assert isinstance(mean, Tensor)
-    assert (label_map(views, size, 255) == mean.argmax(dim=0)).float().mean() > 0.9999
+    assert (label_map(views, size, 255, torch.uint8) == mean.argmax(dim=0)).float().mean() > 0.9999
 
 
 def test_pixels_that_no_view_shows_are_void() -> None:
     scores = torch.zeros(2, 4, 4)
     scores[1] = 1
     one = placed(scores, (70, 10), top=5, left=3)
-    labels = label_map([one], (80, 20), 255)
+    labels = label_map([one], (80, 20), 255, torch.uint8)
     inside = torch.zeros(80, 20, dtype=torch.bool)
     inside[5:75, 3:13] = True
     assert torch.equal(labels == 1, inside)
     assert (labels[~inside] == 255).all()
-    assert torch.equal(label_map([one, one], (80, 20), 255), labels)
+    assert torch.equal(label_map([one, one], (80, 20), 255, torch.uint8), labels)
 
 
 def test_interpolation_stops_where_the_picture_ends() -> None:
