@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from pixelmill.models.engines.cache import keep_folder
-from pixelmill.models.engines.export import Shape, export_trunk, output_structure
+from pixelmill.models.engines.export import OutputPlan, Shape, export_trunk, plan_outputs
 from pixelmill.models.engines.pixels import PixelTrunk
 
 __all__ = ["OnnxSession", "OnnxTrunk", "import_onnxruntime"]
@@ -83,7 +82,7 @@ class OnnxSession:
 
 class _Graph(NamedTuple):
     session: OnnxSession
-    structure: TreeSpec
+    outputs: OutputPlan
 
 
 class OnnxTrunk:
@@ -109,8 +108,8 @@ class OnnxTrunk:
         shape = tuple(images.shape)
         if shape not in self._graphs:
             self._graphs[shape] = self._load(shape)
-        session, structure = self._graphs[shape]
-        return tree_unflatten(session(images.numpy()), structure)
+        graph = self._graphs[shape]
+        return graph.outputs.arrange(graph.session(images.numpy()))
 
     def _load(self, shape: Shape) -> _Graph:
         if self._folder is None:
@@ -121,7 +120,7 @@ class OnnxTrunk:
             name = "x".join(str(side) for side in shape)
             kept = keep_folder(self._folder / name, lambda folder: self._export(shape, folder))
             session = OnnxSession(str(kept / _FILE_NAME), self._where)
-        return _Graph(session, output_structure(self._trunk, shape))
+        return _Graph(session, plan_outputs(self._trunk, shape))
 
     def _export(self, shape: Shape, folder: Path) -> None:
         try:

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from pixelmill.models.engines.cache import keep_folder
-from pixelmill.models.engines.export import Shape, export_trunk, output_structure
+from pixelmill.models.engines.export import OutputPlan, Shape, export_trunk, plan_outputs
 from pixelmill.models.engines.pixels import PixelTrunk
 
 __all__ = ["OpenVinoSession", "OpenVinoTrunk", "import_openvino"]
@@ -110,7 +109,7 @@ class OpenVinoSession:
 
 class _Graph(NamedTuple):
     session: OpenVinoSession
-    structure: TreeSpec
+    outputs: OutputPlan
 
 
 class OpenVinoTrunk:
@@ -135,8 +134,8 @@ class OpenVinoTrunk:
         shape = tuple(images.shape)
         if shape not in self._graphs:
             self._graphs[shape] = self._compile(shape)
-        session, structure = self._graphs[shape]
-        return tree_unflatten(session(images.numpy()), structure)
+        graph = self._graphs[shape]
+        return graph.outputs.arrange(graph.session(images.numpy()))
 
     def _compile(self, shape: Shape) -> _Graph:
         openvino = import_openvino()
@@ -151,7 +150,7 @@ class OpenVinoTrunk:
                 ),
             )
             model = openvino.Core().read_model(kept / _FILE_NAME)
-        return _Graph(OpenVinoSession(model, self._precision), output_structure(self._trunk, shape))
+        return _Graph(OpenVinoSession(model, self._precision), plan_outputs(self._trunk, shape))
 
     def _convert(self, shape: Shape) -> Any:
         model = import_openvino().convert_model(export_trunk(self._trunk, shape))

@@ -1,4 +1,4 @@
-"""What a model's key names when an engine is asked for that is wrong, missing or too slow to make."""
+"""What a key names when the engine asked for is wrong, missing, or too slow to make."""
 
 import logging
 
