@@ -7,6 +7,7 @@ final name in 6 of 6 kills, so it is not used for commits.
 
 import io
 import os
+import stat
 import uuid
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -383,20 +384,22 @@ def probe_create_if_absent(backend: Backend) -> None:
 def _walk(folder: str, prefix: str) -> Iterator[Entry]:
     """Files below a folder in the order of their keys, in which a folder's name ends with '/'."""
     try:
-        with os.scandir(folder) as entries:
-            found = sorted(
-                (f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
+        with os.scandir(folder) as entries:  # names only: an entry takes 900 bytes
+            names = sorted(
+                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
                 for entry in entries
             )
     except (FileNotFoundError, NotADirectoryError):  # deleted since
         return
-    for name, entry in found:
+    for name in names:
+        path = f"{folder}/{name}"
         if name.endswith("/"):
-            yield from _walk(entry.path, prefix + name)
-        elif entry.is_file():
-            with suppress(FileNotFoundError):
-                stat = entry.stat()
-                yield Entry(prefix + name, stat.st_size, stat.st_mtime)
+            yield from _walk(path[:-1], prefix + name)
+            continue
+        with suppress(FileNotFoundError):
+            status = os.stat(path)  # noqa: PTH116 (a Path for each of a million files)
+            if stat.S_ISREG(status.st_mode):
+                yield Entry(prefix + name, status.st_size, status.st_mtime)
 
 
 def make_folder(folder: Path) -> None:
