@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pixelmill.configs.schema import IngestConfig
 from pixelmill.tasks.engine.header import DecodeError, read_header
-from pixelmill.tasks.sources import list_images, read_head
+from pixelmill.tasks.sources import SourceListing, list_images, read_head
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store.digests import input_keys
 
@@ -20,6 +20,7 @@ __all__ = [
     "KNOWN_COLUMNS",
     "LISTING_SCHEMA",
     "Listing",
+    "describe_files",
     "find_rows",
     "ingest",
     "ingest_task",
@@ -80,7 +81,17 @@ def ingest(source: str, config: IngestConfig, known: pa.Table) -> Listing:
         FileNotFoundError: there is no such source.
         NotADirectoryError: the source is a file.
     """
-    found = list_images(source, config)
+    return describe_files(list_images(source, config), config, known)
+
+
+def describe_files(found: SourceListing, config: IngestConfig, known: pa.Table) -> Listing:
+    """Look files up in the catalog, and read the headers of those that are not in it.
+
+    Args:
+        found: the files.
+        config: which of them are too large to look into.
+        known: the collection's catalog with at least `KNOWN_COLUMNS`.
+    """
     row = find_rows(found.images, known)
     columns = {name: _take(known, name, row) for name in ("image_id", "width", "height")}
     is_small = pc.less_equal(found.images["size_bytes"], config.max_file_bytes)

@@ -285,25 +285,44 @@ def model_views(
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """A stage's seconds, its share of all in [0, 1] and its colour."""
+    """A stage, or one model's part of it, which has no share and no colour of its own.
+
+    Attributes:
+        ms_per_image: of work, over the images of the run's shards.
+        share: of all seconds of work, in [0, 1].
+        wait_s: stood still; None where nobody counted.
+    """
 
     name: str
     css: str
     seconds: float
-    share: float
+    ms_per_image: float
+    share: float | None
+    wait_s: float | None
 
 
 def stage_rows(summary: RunSummary) -> tuple[StageRow, ...]:
-    """The run's stages with their share of all seconds."""
-    total = sum(stage.seconds for stage in summary.stages)
-    return tuple(
-        StageRow(stage.name, f"k{number % len(HUES)}", stage.seconds, stage.seconds / total)
-        for number, stage in enumerate(summary.stages)
-        if total
-    )
+    """The run's stages with their share of all work."""
+    total = sum(stage.busy_s for stage in summary.stages)
+    if not total:
+        return ()
+    per_image = 1e3 / max(1, summary.num_inputs)
+    rows: list[StageRow] = []
+    for number, stage in enumerate(summary.stages):
+        css, share = f"k{number % len(HUES)}", stage.busy_s / total
+        name, ms_per_image = stage.name.replace("_", " "), stage.busy_s * per_image
+        wait_s = stage.wait_s or None
+        rows.append(StageRow(name, css, stage.busy_s, ms_per_image, share, wait_s))
+        rows += [
+            StageRow(f"{key}, with read out", "", seconds, seconds * per_image, None, None)
+            for key, seconds in (stage.models.items() if len(stage.models) > 1 else ())
+        ]
+    return tuple(rows)
 
 
 def stage_bar(rows: Sequence[StageRow]) -> Markup:
     """The stages as one bar; nothing without stages."""
-    parts = [Part(row.name, row.seconds, row.css, format_seconds(row.seconds)) for row in rows]
+    parts = [
+        Part(row.name, row.seconds, row.css, format_seconds(row.seconds)) for row in rows if row.css
+    ]
     return stacked_bar(parts, title="Seconds per stage", height=22) if parts else Markup()

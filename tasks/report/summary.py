@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.engine.stage_table import StageLine, stage_lines
+from pixelmill.tasks.engine.telemetry import bottleneck, sum_stats
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.store import Receipt, RunRecord, Store
 
-__all__ = ["FailureGroup", "ModelLedger", "RunSummary", "StageTime", "summarise_run"]
+__all__ = ["FailureGroup", "ModelLedger", "RunSummary", "summarise_run"]
 
 _EXAMPLES = 3
 
@@ -60,14 +62,6 @@ class FailureGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class StageTime:
-    """Seconds that all shards together spent in one stage."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class RunSummary:
     """A collection as it stands, and what the run did.
 
@@ -78,6 +72,9 @@ class RunSummary:
         num_committed: shards with a receipt, of `num_shards`.
         num_inputs: images in these shards.
         images_per_second: median over the shards, per worker; None without record.
+        stages: of all shards together.
+        bottleneck: what bounds the throughput and what would relieve it; empty where the receipts
+            do not tell.
         input_bytes: size of the collection's scored images.
         output_bytes: size of the tables and mask stores that the run's receipts name.
     """
@@ -94,7 +91,8 @@ class RunSummary:
     num_committed: int
     num_inputs: int
     images_per_second: float | None
-    stages: tuple[StageTime, ...]
+    stages: tuple[StageLine, ...]
+    bottleneck: str
     input_bytes: int
     output_bytes: int
 
@@ -224,22 +222,6 @@ def open_failures(store: Store, collection: str, model_keys: Iterable[str]) -> p
     return newest.sort_values("path").reset_index(drop=True)
 
 
-def _stages(receipts: Sequence[Receipt]) -> tuple[StageTime, ...]:
-    """Seconds per stage: the statistics named `<stage>_s` or `<stage>_s/<model key>`."""
-    seconds: dict[str, float] = {}
-    for receipt in receipts:
-        for name, value in receipt.stats.items():
-            stage, _, of_model = name.partition("/")
-            if not stage.endswith("_s") or stage == "wall_s" or isinstance(value, str):
-                continue
-            label = stage[:-2].replace("_", " ") + (f" ({of_model})" if of_model else "")
-            seconds[label] = seconds.get(label, 0.0) + value
-    return tuple(
-        StageTime(name, total)
-        for name, total in sorted(seconds.items(), key=lambda item: (-item[1], item[0]))
-    )
-
-
 def _rate(receipts: Sequence[Receipt]) -> float | None:
     """Median over the shards of inputs per second of the shard's worker."""
     walls = [(receipt.num_inputs, receipt.stats.get("wall_s")) for receipt in receipts]
@@ -294,6 +276,7 @@ def summarise_run(
     still_open = set(open_failures(store, collection, models)["path"])
     receipts = store.receipts(record.run_id) if record else []
     ledgers = [_ledger(store, images, failures, spec) for spec in models.values()]
+    stats = sum_stats(receipt.stats for receipt in receipts)
     table_bytes = sum(file.size_bytes for receipt in receipts for file in receipt.files)
     return RunSummary(
         collection=collection,
@@ -308,7 +291,8 @@ def summarise_run(
         num_committed=len({receipt.shard_id for receipt in receipts}),
         num_inputs=sum(receipt.num_inputs for receipt in receipts),
         images_per_second=_rate(receipts),
-        stages=_stages(receipts),
+        stages=stage_lines(stats),
+        bottleneck=bottleneck(stats) if stats.get("num_decoded") else "",
         input_bytes=_input_bytes(store, images["image_id"], models),
         output_bytes=table_bytes + _mask_bytes(store, receipts),
     )

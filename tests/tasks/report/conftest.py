@@ -126,7 +126,8 @@ def write_store(root, specs, paths):
             retryable=True,
         )
     )
-    stats = {"wall_s": 2.0, "decode_s": 0.5, f"forward_s/{specs[0].key}": 1.5}
+    stats = {"wall_s": 2.0, "decode_s": 0.5, "forward_s": 1.5, "num_decoded": 4}
+    stats |= {f"forward_s/{specs[0].key}": 1.5}
     writer.commit(stats)
     publish(store)
     return store

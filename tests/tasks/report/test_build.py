@@ -209,3 +209,8 @@ def test_browser_runs_the_script_and_opens_a_deep_link(path, page, tmp_path):
     assert "9 images shown" in done.stdout
     assert re.search(r'<dialog id="viewer"[^>]* open', done.stdout)
     assert 'aria-sort="none"' in done.stdout
+
+
+def test_run_says_what_bounds_it(page):
+    assert "forward-bound: 75% of a worker's time" in page.text
+    assert "ms per image" in page.text

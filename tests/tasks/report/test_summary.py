@@ -20,10 +20,12 @@ def test_run_is_summed_up_from_its_receipts(store, kit, paths, specs):
     assert (summary.num_shards, summary.num_committed) == (1, 1)
     assert summary.num_inputs == len(paths) + 1
     assert summary.images_per_second == pytest.approx((len(paths) + 1) / 2.0)
-    assert [(stage.name, stage.seconds) for stage in summary.stages] == [
-        (f"forward ({specs[0].key})", 1.5),
+    assert [(stage.name, stage.busy_s) for stage in summary.stages] == [
         ("decode", 0.5),
+        ("forward", 1.5),
     ]
+    assert summary.stages[1].models == {specs[0].key: 1.5}
+    assert summary.bottleneck.startswith("forward-bound: 75% of a worker's time")
     sizes = store.images(specs[0].key)["size_bytes"]
     assert summary.input_bytes == sizes.sum()
     staged = sum(file.size_bytes for file in store.receipts()[0].files)
