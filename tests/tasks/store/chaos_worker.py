@@ -1,10 +1,10 @@
-"""Workers and publishers that are killed at random, for test_chaos.py.
+"""Workers, publishers and compactors that are killed at random, for test_chaos.py.
 
     python chaos_worker.py ROOT SECONDS SEED
 
-forks groups of processes that score shards and publish, each of which kills itself (SIGKILL) before
-or after a file system call now and then, and is killed from outside in the end. Prints the number
-of kills. Forking after the imports makes a new worker cost milliseconds.
+forks groups of processes that score shards, publish and compact, each of which kills itself
+(SIGKILL) before or after a file system call now and then, and is killed from outside in the end.
+Prints the number of kills. Forking after the imports makes a new worker cost milliseconds.
 """
 
 import os
@@ -15,7 +15,8 @@ import time
 
 import fakes
 
-from pixelmill.tasks.store import Store, publish
+from pixelmill.tasks.store import Store, publish, swap
+from pixelmill.tasks.store.compact import compact
 
 KILL_CHANCE = 0.0015
 NUM_SCORERS, NUM_PUBLISHERS = 3, 2
@@ -50,12 +51,19 @@ def publish_often(root, chance):
         time.sleep(chance.random() / 10)
 
 
+def compact_often(root, chance):
+    while True:
+        compact(Store(root))
+        time.sleep(chance.random() / 5)
+
+
 def spawn(work, root, seed):
     child = os.fork()
     if child == 0:
         chance = random.Random(seed)
-        for name in ("link", "replace", "fsync"):
+        for name in ("link", "replace", "rename", "fsync"):
             setattr(os, name, deadly(getattr(os, name), chance))
+        swap._exchange = deadly(swap._exchange, chance)
         try:
             work(root, chance)
         except BaseException as err:
@@ -69,7 +77,7 @@ def main(root, seconds, seed):
     kills, deadline = 0, time.monotonic() + seconds
     seeds = random.Random(seed)
     while time.monotonic() < deadline:
-        work = [score] * NUM_SCORERS + [publish_often] * NUM_PUBLISHERS
+        work = [score] * NUM_SCORERS + [publish_often] * NUM_PUBLISHERS + [compact_often]
         children = {spawn(job, root, seeds.random()) for job in work}
         until = time.monotonic() + GROUP_SECONDS * seeds.random()
         while children and time.monotonic() < until:
