@@ -8,7 +8,9 @@ ends itself, because of a deadline or for want of memory, says why, and if it ca
 """
 
 import json
+import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,11 +58,14 @@ class Crumbs:
         self._attempt = attempt
         self._lock = threading.Lock()
         self._rows: list[int] = []
+        self._note = (
+            _LocalNote(Path(backend.root, self._key)) if isinstance(backend, LocalBackend) else None
+        )
 
     @property
     def is_dear(self) -> bool:
         """Whether a note takes a request over a network."""
-        return not isinstance(self._backend, LocalBackend)
+        return self._note is None
 
     def suspects(self) -> Suspects:
         """What the notes of other attempts say; one that ended in order has left none."""
@@ -72,9 +77,9 @@ class Crumbs:
                 continue
             try:
                 note = json.loads(self._backend.get(entry.key))
-            except FileNotFoundError:  # a twin has just ended in order
+            except (FileNotFoundError, ValueError):  # a twin has just ended in order, or begun
                 continue
-            rows, cause = note["rows"], note["cause"]
+            rows, cause = _from_ranges(note["rows"]), note["cause"]
             deaths.update(rows)
             if len(rows) == 1:
                 lone_deaths[rows[0]] += 1
@@ -104,19 +109,26 @@ class Crumbs:
     def end(self) -> None:
         """Take this attempt's note away: it ends in order, if not in success."""
         with self._lock:
+            self._close()
             self._backend.delete([self._key])
 
     def clear(self) -> None:
         """Take all notes of the shard away: it is committed."""
+        with self._lock:
+            self._close()
         self._backend.delete([entry.key for entry in self._backend.list(self._folder)])
 
     def _write(self, rows: list[int], cause: str) -> None:
-        data = json.dumps({"rows": rows, "cause": cause}).encode()
-        if isinstance(self._backend, LocalBackend):
-            _write_unsynced(Path(self._backend.root, self._key), data)
-        else:
+        data = json.dumps({"rows": _to_ranges(rows), "cause": cause}).encode()
+        if self._note is None:
             self._backend.put(self._key, data)
+        else:
+            self._note.write(data)
         self._rows = rows
+
+    def _close(self) -> None:
+        if self._note is not None:
+            self._note.close()
 
     @property
     def _key(self) -> str:
@@ -179,13 +191,45 @@ class Trail:
         }
 
 
-def _write_unsynced(path: Path, data: bytes) -> None:
-    """Replace a file as other processes see it.
+class _LocalNote:
+    """A file that is overwritten in place, not synced to disk.
 
-    Not synced to disk: a note is about the death of a process, which the page cache survives; a
-    sync before every batch would cost more than the batch on a slow disk.
+    A note is about the death of a process, which the page cache survives; a sync before every
+    batch would cost more than the batch on a slow disk, and a new file under the old name as much
+    as decoding a small image. A kill cannot tear a write within a page.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._close: weakref.finalize[..., _LocalNote] | None = None
+        self._descriptor = -1
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        if self._close is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            self._close = weakref.finalize(self, os.close, self._descriptor)
+        # Spaces after the note, so that it never has to be cut
+        self._size = max(self._size, len(data))
+        os.pwrite(self._descriptor, data.ljust(self._size), 0)
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+
+def _to_ranges(rows: list[int]) -> list[list[int]]:
+    """Sorted numbers as [first, last] of each run, since they mostly follow one another."""
+    ranges: list[list[int]] = []
+    for row in rows:
+        if ranges and ranges[-1][1] == row - 1:
+            ranges[-1][1] = row
+        else:
+            ranges.append([row, row])
+    return ranges
+
+
+def _from_ranges(ranges: list[list[int]]) -> list[int]:
+    return [row for first, last in ranges for row in range(first, last + 1)]

@@ -121,7 +121,7 @@ def _slowest_lane(stats: Mapping[str, float | int | str]) -> str:
     line = f"{first}-bound: busy for {share:.0%} of the time"
     if first == "decode":
         threads = max(1, int(_number(stats, "threads/decode")))
-        more = max(1, math.ceil(threads * gain) - threads)
+        more = max(1, math.ceil(threads * gain - 1e-6) - threads)
         would = min(gain, (threads + more) / threads)
         return f"{line}; {more} more CPU cores per GPU would give {would:.1f}x"
     if first == "forward" and share >= 0.95:

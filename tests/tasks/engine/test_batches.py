@@ -235,9 +235,10 @@ def test_a_network_that_forgets_an_image_is_broken():
         def read_out(self, raw, canvas):
             return super().read_out(raw, canvas)[1:]
 
+    canvases = [canvas(1), canvas(2)]
     with pytest.raises(ValueError, match="3 outputs for 4 images"):
         score_piecewise(
-            make_model(Forgetful()), [canvas(1), canvas(2)], 4, error=ValueError("?"), run_short=print
+            make_model(Forgetful()), canvases, 4, error=ValueError("?"), run_short=print
         )
 
 

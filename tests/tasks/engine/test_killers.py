@@ -1,8 +1,11 @@
 """Images that kill the process that scores them, in real processes that really die."""
 
+import importlib
 import multiprocessing
 import signal
+import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ from PIL import Image
 
 from pixelmill.configs.schema import BoxPostprocess, DetectionModel, PreprocessConfig
 from pixelmill.models.build import resolve_model
+from pixelmill.tasks.engine.decode import decode_image
+from pixelmill.tasks.engine.device import DeviceLostError
 from pixelmill.tasks.engine.score import score_shard
+from pixelmill.tasks.engine.watchdog import EXIT_CODE
 from pixelmill.tasks.store import publish
 
 # A network that shows the decode function each image's mean colour
@@ -81,20 +87,127 @@ def paint(folder, colours):
     return paths
 
 
-def score_until_committed(store, run_id, limit=20) -> int:
+# A decoder that does something to images of a certain width
+DECODER = """
+    import time
+    import numpy as np
+    from pixelmill.tasks.engine import stages
+    from pixelmill.tasks.engine.score import score_shard
+
+    decode_image = stages.decode_image
+
+    def decode(data, **limits):
+        decoded = decode_image(data, **limits)
+        if decoded.pixels.shape[1] == BAD_WIDTH:
+            MISBEHAVE
+        return decoded
+
+    def score(root, run_id, shard_index, **options):
+        stages.decode_image = decode
+        score_shard(root, run_id, shard_index, **options)
+"""
+
+
+@pytest.fixture
+def misbehaving(tmp_path, monkeypatch):
+    """Function from code for images of a width to a `score_shard` that can be sent."""
+
+    def make(code: str, width: int):
+        text = textwrap.dedent(DECODER).replace("MISBEHAVE", code).replace("BAD_WIDTH", str(width))
+        (tmp_path / "misbehaving_decoder.py").write_text(text)
+        return importlib.import_module("misbehaving_decoder").score
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield make
+    sys.modules.pop("misbehaving_decoder", None)
+
+
+def score_until_committed(
+    store, run_id, *, score=score_shard, exit_code=-signal.SIGABRT, limit=20, **options
+) -> int:
     """Score in new processes as often as they die; how often that was."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pixelmill.tasks.engine.score"])
     for deaths in range(limit):
         process = context.Process(
-            target=score_shard, args=(store.root, run_id, 0), kwargs={"device": "cpu"}
+            target=score, args=(store.root, run_id, 0), kwargs={"device": "cpu", **options}
         )
         process.start()
         process.join()
         if process.exitcode == 0:
             return deaths
-        assert process.exitcode == -signal.SIGABRT
+        assert process.exitcode == exit_code
     raise AssertionError(f"not committed after {limit} deaths")
+
+
+HANG = "time.sleep(1000)"
+HOARD = "hoard = []\n        while True: hoard.append(np.ones(2**23)); time.sleep(0.01)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "config", "reason", "overlap"),
+    [
+        (HANG, {"ingest": {"max_decode_s": 1}}, "deadline", False),
+        (HANG, {"ingest": {"max_decode_s": 1}}, "deadline", True),
+        (HOARD, {"compute": {"memory": 3 * 2**29}}, "memory", False),
+    ],
+)
+def test_an_image_that_hangs_its_decoder_or_eats_memory_is_quarantined(
+    tmp_path, store, make_run, picky_spec, misbehaving, code: str, config, reason: str, overlap
+) -> None:
+    paths = paint(tmp_path / "images", ["grey"] * 13)
+    run_id = make_run(store, [picky_spec], paths, **config)
+    score = misbehaving(code, 26)
+    deaths = score_until_committed(
+        store, run_id, score=score, exit_code=EXIT_CODE, may_exit=True, overlap=overlap
+    )
+    assert deaths <= 3
+    publish(store)
+    assert len(store.images()) == 12
+    (failure,) = store.failures().itertuples()
+    assert failure.path == paths[6].name
+    assert (failure.stage, failure.reason, failure.retryable) == ("worker", reason, False)
+    assert not list(store.backend.list("_commit/crumbs"))
+
+
+def test_an_image_that_came_back_too_late_fails_where_the_process_may_not_end(
+    tmp_path, store, make_run, picky_spec, monkeypatch
+) -> None:
+    def slow(data, **limits):
+        decoded = decode_image(data, **limits)
+        time.sleep(0.3 if decoded.pixels.shape[1] == 22 else 0)
+        return decoded
+
+    monkeypatch.setattr("pixelmill.tasks.engine.stages.decode_image", slow)
+    paths = paint(tmp_path / "images", ["grey"] * 4)
+    run_id = make_run(store, [picky_spec], paths, ingest={"max_decode_s": 0.25})
+    outcome = score_shard(store.root, run_id, 0, device="cpu")
+    assert outcome.num_scored[picky_spec.key] == 3
+    publish(store)
+    (failure,) = store.failures().itertuples()
+    assert failure.path == paths[2].name
+    assert (failure.stage, failure.reason) == ("decode", "deadline")
+
+
+def test_a_lost_device_leaves_its_images_suspected(tmp_path, store, make_run, picky_spec) -> None:
+    text = (
+        "def decode(outputs, canvas):\n    raise RuntimeError('CUDA error: misaligned address')\n"
+    )
+    (tmp_path / "picky_decode.py").write_text(text)
+    config = DetectionModel(
+        name="broken",
+        architecture="picky_network:build",
+        weights="picky.pt",
+        decode="picky_decode.py:decode",
+        classes=("thing",),
+        preprocess=picky_spec.preprocess,
+    )
+    spec = resolve_model(config, tmp_path)
+    run_id = make_run(store, [spec], paint(tmp_path / "images", ["grey"] * 2))
+    with pytest.raises(DeviceLostError, match="misaligned"):
+        score_shard(store.root, run_id, 0, device="cpu")
+    assert len(list(store.backend.list("_commit/crumbs"))) == 1
 
 
 @pytest.mark.slow

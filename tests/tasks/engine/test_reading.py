@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pixelmill.tasks.engine.reading import read_ahead
+from pixelmill.tasks.engine.reading import ReadLimits, ReadStats, read_ahead, read_with_retries
 
 MIB = 2**20
 
@@ -98,3 +98,60 @@ def test_no_more_files_are_read_once_nobody_listens():
 
 def test_nothing_is_read_of_nothing():
     assert list(read_ahead([], lambda uri: b"")) == []
+
+
+def test_a_limit_of_bytes_and_files_is_kept():
+    asked: list[str] = []
+
+    def read(uri: str) -> bytes:
+        asked.append(uri)
+        return b""
+
+    limits = ReadLimits(threads=2, files=100, num_bytes=12)
+    for number, _ in enumerate(read_ahead(files(50), read, limits)):
+        assert len(asked) - number <= 3
+    assert len(asked) == 50
+
+
+def test_what_was_read_is_counted():
+    stats = ReadStats()
+    list(read_ahead(files(10), lambda uri: b"12345", stats=stats))
+    assert stats.num_bytes == 50
+    assert stats.num_retries == 0
+    assert stats.busy_s > 0
+
+
+def flaky(errors):
+    """A `read` that raises these errors first."""
+    left = list(errors)
+
+    def read(uri: str) -> bytes:
+        if left:
+            raise left.pop(0)
+        return uri.encode()
+
+    return read
+
+
+def test_a_disk_that_fails_for_a_moment_is_read_again_after_longer_and_longer_waits():
+    waits: list[float] = []
+    errors = [OSError(5, "Input/output error"), OSError(116, "Stale file handle"), TimeoutError()]
+    assert read_with_retries(flaky(errors), "a", waits.append) == (b"a", 3)
+    assert [0.05 * 2**number <= wait <= 0.1 * 2**number for number, wait in enumerate(waits)] == [
+        True
+    ] * 3
+
+
+def test_a_disk_that_goes_on_failing_is_given_up():
+    with pytest.raises(OSError, match="output error"):
+        read_with_retries(flaky([OSError(5, "Input/output error")] * 9), "a", lambda seconds: None)
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("a"), PermissionError("a"), ConnectionError("patient already")]
+)
+def test_what_waiting_does_not_help_is_not_read_again(error):
+    waits: list[float] = []
+    with pytest.raises(type(error)):
+        read_with_retries(flaky([error]), "a", waits.append)
+    assert waits == []
