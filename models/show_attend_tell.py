@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pixelmill.configs.schema import CaptionPostprocess
 from pixelmill.models.backbone import ResidualBackbone
 from pixelmill.models.interface import CaptionOutput
+from pixelmill.models.ops.candidates import pieces
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import CaptionTarget, Target
 
@@ -94,7 +95,8 @@ class Hypothesis:
         tokens: without the start token; the end token is the last one if the sentence ended
             before it became too long.
         logprob: natural logarithm of its probability.
-        attention: (T, L) float32, the share that each of the L places had in each token.
+        attention: (T, L) float32, the share that each of the L places had in each token; where the
+            features are.
     """
 
     tokens: tuple[int, ...]
@@ -223,63 +225,169 @@ def caption_loss(
 
 def beam_search(
     model: ShowAttendTell, features: Tensor, postprocess: CaptionPostprocess
-) -> Hypothesis:
-    """The best sentence that a search of `beam_size` parallel sentences finds.
+) -> list[Hypothesis]:
+    """The best sentences that searches of `beam_size` parallel sentences find.
 
     Deterministic; of equally probable words the one that stands first in the vocabulary is taken.
-    A beam of 1 is greedy search.
+    A beam of 1 is greedy search. A GPU is waited for once in a few words, and once at the end.
 
     Args:
         model: in evaluation mode.
-        features: (L, C) annotation vectors of one image.
+        features: (B, L, C) annotation vectors.
         postprocess: beam size, longest sentence and length penalty.
+
+    Returns:
+        One sentence per image.
     """
-    features = features[None]
+    batch_size, device = len(features), features.device
+    between_looks = _words_between_looks(device)
+    images = torch.arange(batch_size, device=device)[:, None]
     keys = model.attend_features(features)
-    tokens = torch.tensor([START], device=features.device)
+    tokens = torch.full((batch_size,), START, device=device)
     state = model.start(features)
-    logprobs = torch.zeros(1, device=features.device)
-    alive = [Hypothesis((), 0.0, torch.empty(0, features.shape[1]))]
-    finished: list[Hypothesis] = []
-    for _ in range(postprocess.max_tokens):
-        logits, attention, state = model.step(features, keys, tokens, state)
+    logprobs = torch.zeros(batch_size, 1, device=device)
+    room = torch.full((batch_size, 1), postprocess.beam_size, device=device)
+    best = _Best.none(batch_size, device)
+    steps: list[_Step] = []
+    for length in range(1, postprocess.max_tokens + 1):
+        num_slots = logprobs.shape[1]
+        logits, attention, state = model.step(
+            _repeated(features, num_slots), _repeated(keys, num_slots), tokens, state
+        )
         # only words and the end are ever said
         logits[:, [PAD, START, UNKNOWN]] = -torch.inf
-        totals = logprobs[:, None] + logits.float().log_softmax(dim=-1)
-        beam = postprocess.beam_size - len(finished)
-        best, order = totals.flatten().sort(descending=True, stable=True)
-        chosen = order[:beam][best[:beam] > -torch.inf]
-        rows, words = chosen // logits.shape[1], chosen % logits.shape[1]
-        grown = [
-            Hypothesis(
-                (*alive[row].tokens, word), logprob, torch.cat((alive[row].attention, weights))
+        totals = logprobs.reshape(-1, 1) + logits.float().log_softmax(dim=-1)
+        ranked = totals.view(batch_size, -1).sort(dim=1, descending=True, stable=True)
+        values = ranked.values[:, : postprocess.beam_size]
+        order = ranked.indices[:, : postprocess.beam_size]
+        slots = torch.arange(values.shape[1], device=device)
+        grown = (slots < room) & (values > -torch.inf)
+        parents, words = order // logits.shape[1], order % logits.shape[1]
+        goes_on = grown & (words != END)
+        if between_looks > 1 or not torch.equal(goes_on, grown):
+            # Those that go on stand first, so that the others can be left off
+            going_first = (~goes_on).sort(dim=1, stable=True).indices
+            values, words, parents, grown, goes_on = (
+                each.gather(1, going_first) for each in (values, words, parents, grown, goes_on)
             )
-            for row, word, logprob, weights in zip(
-                rows.tolist(),
-                words.tolist(),
-                best[: len(rows)].tolist(),
-                attention[rows, None].cpu(),
-                strict=True,
-            )
+            ended = grown & ~goes_on
+            best = best.updated(ended, values, length, postprocess.length_penalty)
+            room = room - ended.sum(dim=1, keepdim=True)
+        steps.append(_Step(words, parents, attention.view(batch_size, num_slots, -1)))
+        logprobs = torch.where(goes_on, values, -torch.inf)
+        if length % between_looks == 0:
+            num_going_on = int(goes_on.sum(dim=1).max())
+            if num_going_on == 0:
+                break
+            logprobs = logprobs[:, :num_going_on]
+        num_kept = logprobs.shape[1]
+        tokens = words[:, :num_kept].flatten()
+        rows = (images * num_slots + parents[:, :num_kept]).flatten()
+        state = _State(*(each[rows] for each in state))
+    # Where no sentence has ended, the best of those that were cut
+    cut = best.updated(logprobs > -torch.inf, logprobs, len(steps), postprocess.length_penalty)
+    return _sentences(steps, best.where(best.score > -torch.inf, cut))
+
+
+def _words_between_looks(device: torch.device) -> int:
+    """After how many words it is asked whether all sentences have ended.
+
+    A GPU is waited for at each look, and computes on for sentences that have ended between two.
+    """
+    return 1 if device.type == "cpu" else 8
+
+
+def _repeated(features: Tensor, num_slots: int) -> Tensor:
+    """(B, L, C) for each of `num_slots` sentences per image; (1, L, C) serves any number."""
+    return features if len(features) == 1 else features.repeat_interleave(num_slots, dim=0)
+
+
+class _Step(NamedTuple):
+    """One word of the search, for B images and the W sentences of each.
+
+    Attributes:
+        words: (B, W) by which the sentences were continued.
+        parents: (B, W) the slots that they were in before.
+        attention: (B, W before, L).
+    """
+
+    words: Tensor
+    parents: Tensor
+    attention: Tensor
+
+
+class _Best(NamedTuple):
+    """The best sentence so far of B images: (B,) each; a score of -inf stands for none."""
+
+    score: Tensor
+    logprob: Tensor
+    length: Tensor
+    slot: Tensor
+
+    @classmethod
+    def none(cls, batch_size: int, device: torch.device) -> Self:
+        zeros = torch.zeros(batch_size, dtype=torch.float64, device=device)
+        return cls(zeros - torch.inf, zeros, zeros, zeros)
+
+    def updated(
+        self, candidates: Tensor, logprobs: Tensor, length: int, length_penalty: float
+    ) -> "_Best":
+        """With those of (B, W) sentences of one length that are candidates, if they are better."""
+        scores = logprobs.double() / length**length_penalty
+        score, slot = torch.where(candidates, scores, -torch.inf).max(dim=1)
+        logprob = logprobs.gather(1, slot[:, None])[:, 0]
+        one = _Best(score, logprob.double(), torch.full_like(score, length), slot.double())
+        return self.where(self.score >= score, one)
+
+    def where(self, condition: Tensor, other: "_Best") -> "_Best":
+        """Itself for images for which it is so, else the other."""
+        return _Best(*(torch.where(condition, a, b) for a, b in zip(self, other, strict=True)))
+
+
+def _sentences(steps: Sequence[_Step], best: _Best) -> list[Hypothesis]:
+    """Follow the best sentences back from their ends; everything comes in one copy."""
+    num_steps, batch_size = len(steps), len(best.slot)
+    width = max(step.words.shape[1] for step in steps)
+    table = torch.stack(
+        [
+            F.pad(each, (0, width - each.shape[1]))
+            for step in steps
+            for each in (step.words, step.parents)
         ]
-        finished += [each for each in grown if each.tokens[-1] == END]
-        alive = [each for each in grown if each.tokens[-1] != END]
-        if not alive:
-            break
-        going_on = words != END
-        tokens = words[going_on]
-        state = _State(*(each[rows[going_on]] for each in state))
-        logprobs = totals.flatten()[chosen][going_on]
-    return max(
-        finished or alive,
-        key=lambda each: each.logprob / len(each.tokens) ** postprocess.length_penalty,
     )
+    fetched = torch.cat((table.double().flatten(), torch.stack(best).flatten())).cpu()
+    words, parents = fetched[: table.numel()].view(num_steps, 2, batch_size, width).long().unbind(1)
+    _, logprobs, lengths, slots = fetched[table.numel() :].view(4, batch_size)
+    images = torch.arange(batch_size)
+    slot = slots.long()
+    tokens = torch.zeros(batch_size, num_steps, dtype=torch.int64)
+    seen_from = torch.zeros(batch_size, num_steps, dtype=torch.int64)
+    for step in reversed(range(num_steps)):
+        reached = step < lengths
+        tokens[:, step] = words[step, images, slot]
+        seen_from[:, step] = torch.where(reached, parents[step, images, slot], 0)
+        slot = torch.where(reached, seen_from[:, step], slot)
+    device = steps[0].attention.device
+    seen_from = seen_from.to(device, non_blocking=True)
+    attention = torch.stack(
+        [
+            step.attention[torch.arange(batch_size, device=device), seen_from[:, index]].float()
+            for index, step in enumerate(steps)
+        ],
+        dim=1,
+    )
+    return [
+        Hypothesis(tuple(mine[:length].tolist()), logprob, looked[:length])
+        for mine, length, logprob, looked in zip(
+            tokens, lengths.long().tolist(), logprobs.tolist(), attention, strict=True
+        )
+    ]
 
 
 def caption_outputs(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[CaptionOutput]:
-    """Describe the images one by one, so that no image's sentence depends on another's.
+    """Describe the images; on the CPU one by one, so that none depends on the batch's size.
 
     Args:
         module: the `ShowAttendTell` that gave the outputs.
@@ -289,12 +397,12 @@ def caption_outputs(
     """
     model = cast("ShowAttendTell", module)
     postprocess = cast("CaptionPostprocess", spec.postprocess)
-    found = [beam_search(model, features, postprocess) for features in outputs]
     return [
         CaptionOutput(
             text=_join(each.tokens, spec.vocabulary),
             logprob=each.logprob,
             num_tokens=len(each.tokens),
         )
-        for each in found
+        for piece in pieces(len(outputs), outputs.device)
+        for each in beam_search(model, outputs[piece], postprocess)
     ]

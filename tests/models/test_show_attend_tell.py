@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pixelmill.configs.schema import CaptionPostprocess
+from pixelmill.models import show_attend_tell
 from pixelmill.models.losses import weighted_sum
 from pixelmill.models.show_attend_tell import (
     END,
@@ -83,7 +84,7 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(model, features, penalty):
             tokens: sentence_logprob(model, features[0], tokens) / len(tokens) ** penalty
             for tokens in sentences
         }
-        found = beam_search(model, features[0], postprocess)
+        found = beam_search(model, features[:1], postprocess)[0]
     best = max(scores, key=scores.__getitem__)
     assert found.tokens == best
     assert found.logprob == pytest.approx(scores[best] * len(best) ** penalty, abs=1e-4)
@@ -91,7 +92,7 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(model, features, penalty):
 
 def test_a_beam_of_one_takes_the_best_word_each_time(model, features):
     with torch.no_grad():
-        found = beam_search(model, features[0], CaptionPostprocess(beam_size=1, max_tokens=5))
+        (found,) = beam_search(model, features[:1], CaptionPostprocess(beam_size=1, max_tokens=5))
         tokens = []
         while len(tokens) < 5 and END not in tokens:
             scores = {
@@ -105,21 +106,80 @@ def test_a_beam_of_one_takes_the_best_word_each_time(model, features):
 def test_a_sentence_is_cut_at_the_longest_allowed(model, features):
     with torch.no_grad():
         model.classifier.bias[END] = -100
-        found = beam_search(model, features[0], CaptionPostprocess(max_tokens=4))
+        (found,) = beam_search(model, features[:1], CaptionPostprocess(max_tokens=4))
     assert len(found.tokens) == 4
     assert END not in found.tokens
 
 
 def test_attention_is_a_share_per_place_and_token(model, features):
     with torch.no_grad():
-        found = beam_search(model, features[0], CaptionPostprocess(max_tokens=6))
+        (found,) = beam_search(model, features[:1], CaptionPostprocess(max_tokens=6))
     assert found.attention.shape == (len(found.tokens), features.shape[1])
     torch.testing.assert_close(found.attention.sum(dim=1), torch.ones(len(found.tokens)))
 
 
 def test_attention_is_float32_whatever_the_model_computes_in(model, features):
-    found = beam_search(model.bfloat16(), features[0].bfloat16(), CaptionPostprocess(beam_size=2))
+    few = CaptionPostprocess(beam_size=2)
+    (found,) = beam_search(model.bfloat16(), features[:1].bfloat16(), few)
     assert found.attention.dtype == torch.float32
+
+
+def search_with_lists(model, features, postprocess) -> tuple[tuple[int, ...], float]:
+    """The same search, sentence by sentence."""
+    features = features[None]
+    keys, state = model.attend_features(features), model.start(features)
+    tokens, logprobs = torch.tensor([START]), torch.zeros(1)
+    alive: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    finished: list[tuple[tuple[int, ...], float]] = []
+    for _ in range(postprocess.max_tokens):
+        logits, _, state = model.step(features, keys, tokens, state)
+        logits[:, [PAD, START, UNKNOWN]] = -torch.inf
+        totals = (logprobs[:, None] + logits.log_softmax(dim=-1)).flatten()
+        best, order = totals.sort(descending=True, stable=True)
+        beam = postprocess.beam_size - len(finished)
+        chosen = order[:beam][best[:beam] > -torch.inf]
+        rows, words = chosen // logits.shape[1], chosen % logits.shape[1]
+        grown = [
+            ((*alive[row][0], int(word)), float(total))
+            for row, word, total in zip(rows, words, best, strict=False)
+        ]
+        finished += [each for each in grown if each[0][-1] == END]
+        alive = [each for each in grown if each[0][-1] != END]
+        if not alive:
+            break
+        going_on = words != END
+        tokens, logprobs = words[going_on], totals[chosen][going_on]
+        state = type(state)(*(each[rows[going_on]] for each in state))
+    return max(
+        finished or alive, key=lambda each: each[1] / len(each[0]) ** postprocess.length_penalty
+    )
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 10, 64])
+@pytest.mark.parametrize("end", [-3.0, 0.0, 1.5])
+def test_the_search_finds_bit_by_bit_what_one_with_lists_finds(model, features, beam_size, end):
+    postprocess = CaptionPostprocess(beam_size=beam_size, max_tokens=7)
+    with torch.no_grad():
+        model.classifier.bias[END] += end
+        for each in features:
+            (found,) = beam_search(model, each[None], postprocess)
+            assert (found.tokens, found.logprob) == search_with_lists(model, each, postprocess)
+
+
+@pytest.mark.parametrize("end", [-3.0, 0.0, 1.5])
+def test_a_batch_searched_at_once_as_on_a_gpu_finds_the_same_sentences(
+    model, features, end, monkeypatch
+):
+    postprocess = CaptionPostprocess(beam_size=3, max_tokens=7)
+    with torch.no_grad():
+        model.classifier.bias[END] += end
+        alone = [beam_search(model, each[None], postprocess)[0] for each in features]
+        monkeypatch.setattr(show_attend_tell, "_words_between_looks", lambda device: 3)
+        together = beam_search(model, features, postprocess)
+    for one, other in zip(alone, together, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+        torch.testing.assert_close(one.attention, other.attention)
 
 
 def test_captions_do_not_depend_on_batch_mates(model, features, make_spec):
