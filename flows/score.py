@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from prefect import flow
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 Ended = Literal["done", "broken", "stopped", "out of time"]
-ENDINGS: tuple[Ended, ...] = get_args(Ended)  # those before outrank those behind
+EARLY: tuple[Ended, ...] = ("broken", "stopped", "out of time")  # the first that holds is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
         reason["stopped"] = stop.reason
     elif submission.closed:
         reason["out of time"] = "no other shard would have ended before the deadline"
-    ended: Ended = next((kind for kind in ENDINGS if kind in reason), "done")
+    ended: Ended = next((kind for kind in EARLY if kind in reason), "done")
     return Scoring(
         num_shards=len(shards),
         num_done=len(shards) - len(todo) + counter.num_done,
@@ -450,7 +450,10 @@ def final_state(run: RunReport) -> State[RunReport]:
         message = f"stopped by {scoring.reason} after {progress}; run again to resume"
         return Cancelled(message=message, data=run)
     if scoring.ended == "broken":
-        return Failed(message=f"{scoring.reason}; {left}, what was committed is kept", data=run)
+        cause = _commonest_failure(run.end)
+        often = f", most often {cause}" if cause else ""
+        message = f"{scoring.reason}{often}; {left}, what was committed is kept"
+        return Failed(message=message, data=run)
     if scoring.failed_shards:
         message = f"{len(scoring.failed_shards)} of {scoring.num_shards} shards failed; run again"
         return Failed(message=f"{message} to try them again", data=run)
@@ -465,3 +468,11 @@ def final_state(run: RunReport) -> State[RunReport]:
         message += f", {scoring.num_failed} failures recorded"
         return Completed(name="CompletedWithQuarantine", message=message, data=run)
     return Completed(message=message, data=run)
+
+
+def _commonest_failure(end: RunEnd | None) -> str | None:
+    """The stage and reason that most failures of a run have."""
+    causes: Counter[str] = Counter()
+    for counts in end.ledger.values() if end else ():
+        causes.update(counts.failed)
+    return causes.most_common(1)[0][0] if causes else None

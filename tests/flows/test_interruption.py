@@ -57,8 +57,12 @@ def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(
     again = launch_score(images, store, "--cluster", "inline")
     assert again.wait() == 0, again.stderr()
     assert_same_predictions(store, score_plainly(images, tmp_path / "reference"))
-    second = Store(store).run(Store(store).runs()[-1])
-    assert second.num_images < NUM_IMAGES, "what was committed is not read again"
+    opened = Store(store)
+    (run_id,) = opened.runs()
+    assert len(opened.receipts(run_id)) == NUM_SHARDS, "the killed run's own shards were finished"
+    end = opened.run_end(run_id)
+    assert end is not None
+    assert end.state == "complete"
 
 
 @pytest.mark.parametrize(
