@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.engines.onnxruntime import OnnxSession
-from pixelmill.models.engines.openvino import OpenVinoSession, check_precision, import_openvino
+from pixelmill.models.engines.openvino import OpenVinoSession, check_precision, openvino_core
 from pixelmill.models.engines.pixels import normalise
 
 __all__ = ["FileRaw", "FileTrunk", "OnnxFile", "OpenVinoFile"]
@@ -73,7 +73,7 @@ class OpenVinoFile:
 
     def __init__(self, path: Path, precision: str) -> None:
         check_precision(precision)
-        self._model = import_openvino().Core().read_model(path)
+        self._model = openvino_core().read_model(path)
         inputs = self._model.inputs
         if len(inputs) != 1:
             names = ", ".join(each.get_any_name() for each in inputs)

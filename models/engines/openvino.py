@@ -5,6 +5,7 @@ Sends nothing: OpenVINO's Python package reports each import to its maker unless
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,13 @@ from pixelmill.models.engines.cache import keep_folder
 from pixelmill.models.engines.export import OutputPlan, Shape, export_trunk, plan_outputs
 from pixelmill.models.engines.pixels import PixelTrunk
 
-__all__ = ["OpenVinoSession", "OpenVinoTrunk", "import_openvino"]
+__all__ = [
+    "OpenVinoSession",
+    "OpenVinoTrunk",
+    "check_precision",
+    "import_openvino",
+    "openvino_core",
+]
 
 _FILE_NAME = "model.xml"
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -42,6 +49,12 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one: each loads the plugin of the CPU anew."""
+    return import_openvino().Core()
+
+
 @contextlib.contextmanager
 def _hidden(name: str) -> Iterator[None]:
     """Make `import name` fail."""
@@ -61,8 +74,7 @@ def check_precision(precision: str) -> None:
     Raises:
         ValueError: bf16 without AVX512-BF16 or AMX.
     """
-    core = import_openvino().Core()
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in capabilities:
         raise ValueError(
             "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); set precision: fp32"
@@ -87,7 +99,7 @@ class OpenVinoSession:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = self._openvino.Core().compile_model(model, "CPU", settings)
+        self._compiled = openvino_core().compile_model(model, "CPU", settings)
         self._request = self._compiled.create_infer_request()
         self._outputs = [
             (tuple(each.shape), torch.from_numpy(np.empty(0, each.element_type.to_dtype())).dtype)
@@ -149,7 +161,7 @@ class OpenVinoTrunk:
                     self._convert(shape), folder / _FILE_NAME, compress_to_fp16=False
                 ),
             )
-            model = openvino.Core().read_model(kept / _FILE_NAME)
+            model = openvino_core().read_model(kept / _FILE_NAME)
         return _Graph(OpenVinoSession(model, self._precision), plan_outputs(self._trunk, shape))
 
     def _convert(self, shape: Shape) -> Any:

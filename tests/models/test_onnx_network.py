@@ -33,13 +33,18 @@ def save_pooling(path: Path, batch: int | str) -> None:
     save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("batch", [1, 2, "batch"])
-def test_any_batch_axis_is_served_image_by_image(tmp_path, batch) -> None:
+def test_any_batch_axis_is_served_image_by_image(tmp_path, monkeypatch, batch, engine) -> None:
+    pytest.importorskip(engine)
+    monkeypatch.setenv("PIXELMILL_CACHE", str(tmp_path / "cache"))
     save_pooling(tmp_path / "pool.onnx", batch)
     config = SemanticModel(
-        name="pool", weights="pool.onnx", classes=("r", "g", "b"), preprocess=RAW
+        name="pool", weights="pool.onnx", classes=("r", "g", "b"), preprocess=RAW, engine=engine
     )
-    network = build_network(resolve_model(config, tmp_path))
+    spec = resolve_model(config, tmp_path)
+    assert spec.engine == engine, spec.engine_note
+    network = build_network(spec)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (3, 8, 8, 3), dtype=torch.uint8, generator=generator)
     outputs = network.predict(images)
@@ -63,6 +68,27 @@ def test_channels_are_in_the_networks_order(tmp_path) -> None:
     (output,) = build_network(resolve_model(config, tmp_path)).predict(red)
     assert isinstance(output, SemanticOutput)
     assert output.logits[:, 0, 0].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-compile"])
+def test_engines_that_run_no_onnx_file_are_refused(tmp_path, engine) -> None:
+    save_pooling(tmp_path / "pool.onnx", 1)
+    config = SemanticModel(
+        name="p", weights="pool.onnx", classes=("a",), preprocess=RAW, engine=engine
+    )
+    with pytest.raises(ValueError, match="set engine: onnxruntime or openvino"):
+        resolve_model(config, tmp_path)
+
+
+def test_an_onnx_file_has_the_key_that_it_had_before_there_was_a_choice(tmp_path) -> None:
+    save_pooling(tmp_path / "pool.onnx", 1)
+    config = SemanticModel(name="p", weights="pool.onnx", classes=("a",), preprocess=RAW)
+    spec = resolve_model(config, tmp_path)
+    assert spec.engine == "onnxruntime"
+    stored = spec.model_dump(exclude={"engine", "engine_note"})
+    assert type(spec).model_validate(stored) == spec
+    named = config.model_copy(update={"engine": "onnxruntime"})
+    assert resolve_model(named, tmp_path).key == spec.key
 
 
 def test_without_onnxruntime_the_error_says_how_to_install_it(tmp_path, monkeypatch) -> None:

@@ -7,7 +7,13 @@ import torch
 
 from pixelmill.configs.schema import BoxPostprocess, CaptionPostprocess, PreprocessConfig
 from pixelmill.models.engines.parity import LIMITS, NUM_IMAGES, check_parity, sample_images
-from pixelmill.models.interface import BoxOutput, CaptionOutput, ClassOutput, SemanticOutput
+from pixelmill.models.interface import (
+    BoxOutput,
+    CaptionOutput,
+    ClassOutput,
+    GateReport,
+    SemanticOutput,
+)
 from pixelmill.models.spec import ModelSpec
 
 
@@ -36,11 +42,10 @@ def make_spec(task: str, precision: str = "fp32") -> ModelSpec:
 class Answers:
     """A network with an answer for every image, and raw outputs beside it."""
 
-    device = torch.device("cpu")
-    engine_used = "fake"
-    gate = None
-
     def __init__(self, answer, raw: float = 1.0) -> None:
+        self.device = torch.device("cpu")
+        self.engine_used = "fake"
+        self.gate: GateReport | None = None
         self.answer = answer
         self.raw = raw
 
