@@ -49,6 +49,7 @@ for command in (
     scoring.backfill,
     evaluating.evaluate,
     evaluating.report,
+    storing.audit,
     storing.publish,
     storing.compact,
     storing.prune,

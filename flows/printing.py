@@ -12,8 +12,17 @@ from pixelmill.tasks.display import printable, redact
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
 from pixelmill.tasks.store import RunEnd, SkipReason
+from pixelmill.tasks.store.audit import Audit
+from pixelmill.tasks.store.repair import Repair
 
-__all__ = ["print_backfill", "print_evaluation", "print_ledger", "print_plan", "print_run"]
+__all__ = [
+    "print_audit",
+    "print_backfill",
+    "print_evaluation",
+    "print_ledger",
+    "print_plan",
+    "print_run",
+]
 
 # What newcomers may not know of a metric's name; all definitions are in the report.
 LEGEND = {
@@ -31,6 +40,8 @@ LEGEND = {
     "top-5": "right label in the first five",
     "macro F1": "mean F1 of the classes",
 }
+
+_MAX_FINDINGS = 50
 
 SKIPPED: dict[SkipReason, str] = {
     "predicted": "scored before",
@@ -115,6 +126,34 @@ def print_ledger(console: Console, end: RunEnd) -> None:
         states |= {f"MISSING ({cause})": number for cause, number in counts.missing.items()}
         told = ", ".join(f"{number:,} {state}" for state, number in states.items() if number)
         console.print(f"{key}: {counts.listed:,} listed = {told}", highlight=False, markup=False)
+
+
+def print_audit(console: Console, audit: Audit, repair: Repair | None = None) -> None:
+    """What an audit found, and what was done about it."""
+    rows = ", ".join(f"{number:,} {name}" for name, number in audit.num_rows.items())
+    _say(
+        console,
+        f"{audit.root}: {audit.num_receipts:,} receipts, {audit.num_parts:,} parts ({rows}), "
+        f"{audit.num_mask_stores:,} mask stores; {_duration(audit.seconds)}",
+    )
+    if repair is not None:
+        _say(
+            console,
+            f"repaired: {repair.num_rebuilt} parts rebuilt, {repair.num_removed:,} images taken "
+            f"out to be scored again, {repair.num_moved} objects moved to _commit/quarantine, "
+            f"{repair.num_deleted:,} leftovers deleted",
+        )
+    for severity in ("damage", "garbage", "note"):
+        found = audit.of(severity)
+        for finding in found[:_MAX_FINDINGS]:  # no table: keys are longer than a terminal is wide
+            _say(console, f"{severity}  {finding.kind}  {finding.key}")
+            _say(console, f"    {finding.what}" + (finding.remedy and f"; {finding.remedy}"))
+        if len(found) > _MAX_FINDINGS:
+            _say(console, f"and {len(found) - _MAX_FINDINGS:,} more: --json has them all")
+    if audit.is_sound:
+        _say(console, "sound")
+    else:
+        _say(console, f"{len(audit.of('damage')):,} findings of damage", "red")
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

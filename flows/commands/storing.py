@@ -1,20 +1,21 @@
-"""Commands on a store: publish, compact, prune, promote, rollback."""
+"""Commands on a store: audit, publish, compact, prune, promote, rollback."""
 
 import re
 from datetime import UTC, datetime, timedelta
 from datetime import date as Date
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from pixelmill.configs.schema import TaskName
 from pixelmill.flows.commands.options import StoreRoot, UsageError
-from pixelmill.flows.commands.running import ExitCode
+from pixelmill.flows.commands.running import ExitCode, console
 
 if TYPE_CHECKING:
     from pixelmill.tasks.store import Store
 
-__all__ = ["compact", "promote", "prune", "publish", "rollback"]
+__all__ = ["audit", "compact", "promote", "prune", "publish", "rollback"]
 
 
 def publish(store: StoreRoot = "pixelmill-store", /) -> ExitCode:
@@ -30,6 +31,60 @@ def publish(store: StoreRoot = "pixelmill-store", /) -> ExitCode:
     summary = publish_store(Store(store))
     print(f"{summary.num_shards} shards published: {summary.num_images} rows of images")
     return ExitCode.COMPLETE
+
+
+def audit(
+    store: StoreRoot = "pixelmill-store",
+    /,
+    *,
+    repair: Annotated[
+        bool, Parameter(help="Mend what can be mended, and look again.", negative=())
+    ] = False,
+    fast: Annotated[
+        bool,
+        Parameter(
+            help="Sizes, footers and keys only; else checksums, all columns and all masks.",
+            negative="--full",
+        ),
+    ] = False,
+    grace: Annotated[
+        str, Parameter(help="Leftovers younger than this may be somebody's work: 90m, 24h.")
+    ] = "24h",
+    json: Annotated[bool, Parameter(help="Print JSON instead of a table.", negative=())] = False,
+) -> ExitCode:
+    """Look for everything that is lost, changed, doubled or left over.
+
+    Example: pixelmill audit results --repair
+
+    Log, receipts, catalog, tables, masks and the ledgers of runs that
+    ended are reconciled. Exits with 1 if something is damaged; leftovers
+    of killed processes are told, and are no damage.
+
+    --repair rebuilds what can be rebuilt exactly, takes out what cannot,
+    so that the next `score` does it again, and deletes leftovers. Nothing
+    is guessed: what is moved aside lies in _commit/quarantine.
+    """
+    from pixelmill.flows.limits import parse_duration
+    from pixelmill.flows.printing import print_audit
+    from pixelmill.tasks.store import Store
+    from pixelmill.tasks.store.audit import audit_store
+    from pixelmill.tasks.store.repair import repair_store
+
+    try:
+        grace_s = parse_duration(grace)
+    except ValueError as err:
+        raise UsageError(f"--grace: {err}") from err
+    opened = Store(store)
+    if repair:
+        done = repair_store(opened, full=not fast, grace_s=grace_s)
+        found = done.after
+    else:
+        done, found = None, audit_store(opened, full=not fast, grace_s=grace_s)
+    if json:
+        print(dumps(found.to_json() if done is None else done.to_json(), indent=2))
+    else:
+        print_audit(console(), found, done)
+    return ExitCode.COMPLETE if found.is_sound else ExitCode.FAILED
 
 
 def compact(

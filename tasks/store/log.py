@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pixelmill.tasks.store import layout
 from pixelmill.tasks.store.backend import Backend
@@ -146,8 +146,17 @@ _RECORD: TypeAdapter[PublishRecord | ReplaceRecord] = TypeAdapter(PublishRecord 
 
 @functools.lru_cache(maxsize=65_536)
 def load_record(backend: Backend, dataset_id: str, key: str) -> PublishRecord | ReplaceRecord:
-    """Records never change; one process reads each once (of a store of this identity)."""
-    return parse_record(backend.get(key))
+    """Records never change; one process reads each once (of a store of this identity).
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    try:
+        return parse_record(backend.get(key))
+    except ValidationError as err:
+        raise RuntimeError(
+            f"{backend.root}/{key} is damaged; `pixelmill audit --repair` mends it"
+        ) from err
 
 
 def parse_record(data: bytes) -> PublishRecord | ReplaceRecord:

@@ -138,10 +138,22 @@ def roll_forward(store: Store) -> tuple[list[PublishRecord | ReplaceRecord], int
 
     Returns:
         The log, of which every record is finished, and how many this call has finished.
+
+    Raises:
+        RuntimeError: a record is missing or damaged, so nobody knows what is published.
     """
-    keys = [entry.key for entry in store.backend.list(layout.LOG)]
+    keys = {entry.key for entry in store.backend.list(layout.LOG)}
     finished = {Path(key).stem for key in keys if not key.endswith(".json")}
-    log = _load_records(store, [key for key in keys if key.endswith(".json")])
+    # To the last one, also where the listing came by too early to see one before it
+    last = max((int(Path(key).stem) for key in keys), default=-1)
+    records = [layout.log_key(seq) for seq in range(last + 1)]
+    gone = next((key for key in records if key not in keys and not store.backend.exists(key)), None)
+    if gone is not None:
+        raise RuntimeError(
+            f"{store.root}/{gone} is gone, so nobody knows what it published; `pixelmill audit "
+            "--repair` restores it"
+        )
+    log = _load_records(store, records)
     unfinished = [record for record in log if f"{record.seq:08d}" not in finished]
     for record in unfinished:
         if isinstance(record, PublishRecord):

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,13 @@ class Repair:
     num_rebuilt: int
     num_removed: int
     num_deleted: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit that followed, and what was done before it."""
+        names = ("num_moved", "num_rebuilt", "num_removed", "num_deleted")
+        repaired = {name: getattr(self, name) for name in names}
+        found = [finding.row() for finding in self.before.findings]
+        return self.after.to_json() | {"repaired": repaired | {"findings": found}}
 
 
 def repair_store(store: Store, *, full: bool = True, grace_s: float = GRACE_S) -> Repair:
