@@ -36,7 +36,7 @@ from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
 from pixelmill.tasks.report import build_report, summarise_run, summary_markdown
 from pixelmill.tasks.stage import stage
-from pixelmill.tasks.store import RunEnd, ShardRef, Store, end_run, publish, run_ledger
+from pixelmill.tasks.store import RunEnd, RunRecord, ShardRef, Store, end_run, publish, run_ledger
 from pixelmill.tasks.transient import explain_refusal
 
 __all__ = [
@@ -381,11 +381,14 @@ def end_runs(
     store = neighbours.store
     adopted = {shard.run_id for shard in plan.adopted}
     dead = [run for run in store.open_runs() if run.run_id in adopted and neighbours.is_dead(run)]
-    is_done = {
-        run.run_id: len(store.committed_shards(run.run_id)) == run.num_shards for run in dead
-    }
-    has_finished = scoring.ended == "done" and not scoring.failed_shards and not is_part
-    neighbours.end_dead_runs(run for run in dead if is_done[run.run_id] or has_finished)
+    failed = {shard.shard.run_id for shard in scoring.failed_shards}
+
+    def is_settled(run: RunRecord) -> bool:
+        """Whether none of its shards is worth another try under its name."""
+        is_done = len(store.committed_shards(run.run_id)) == run.num_shards
+        return is_done or run.run_id in failed or (scoring.ended == "done" and not is_part)
+
+    neighbours.end_dead_runs(run for run in dead if is_settled(run))
     if plan.record is None:
         return None
     run_id = plan.record.run_id

@@ -165,7 +165,7 @@ def plan_run(
         num_skipped[key]["duplicate"] = int((model_mask[is_copy] >> bit & 1).sum())
     model_mask[is_copy] = 0
     wanted = Wanted(
-        images, model_mask, tuple(keys), collection, date, config.ingest.model_dump(mode="json")
+        images, model_mask, tuple(specs), collection, date, config.model_dump(mode="json")
     )
     adopted, brought = adopt_shards(store, open_runs, wanted)
     for bit, key in enumerate(keys):

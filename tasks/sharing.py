@@ -1,12 +1,14 @@
 """Work that is in the shards of other runs: it is not planned again, but done together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.ingest import find_rows
 from pixelmill.tasks.store import RunRecord, ShardRef, Store
 
@@ -31,16 +33,16 @@ class Wanted:
 
     Attributes:
         images: of the listing.
-        model_mask: (N,) int64; bit i: `model_keys[i]` is to score it.
-        ingest: limits, as in the run's stored configuration.
+        model_mask: (N,) int64; bit i: `models[i]` is to score it.
+        config: as it would be stored with the run.
     """
 
     images: pa.Table
     model_mask: NDArray[np.int64]
-    model_keys: tuple[str, ...]
+    models: tuple[ModelSpec, ...]
     collection: str
     date: str
-    ingest: object
+    config: Mapping[str, Any]
 
 
 def adopt_shards(
@@ -50,8 +52,9 @@ def adopt_shards(
 
     A living run does its shards anyway, so each that holds any of it is taken part in. A dead
     run's shard is finished only where that is the same as planning it now: all its inputs are
-    there, unchanged and wanted by the same models, under the same date and limits. So it keeps its
-    name, under which the deaths that its images caused are counted.
+    there, unchanged and wanted by the same models, under the same date and limits, with the weights
+    in the same place. So it keeps its name, under which the deaths that its images caused are
+    counted.
 
     Args:
         store: that has the runs.
@@ -99,7 +102,14 @@ class _Match:
 
 
 def _is_as_planned_now(record: RunRecord, wanted: Wanted) -> bool:
-    return record.date == wanted.date and record.config.get("ingest") == wanted.ingest
+    """Whether a worker would do the same for both: a limit that was too high may have killed it."""
+    return (
+        record.date == wanted.date
+        and all(spec in wanted.models for spec in record.models)
+        and record.config.get("ingest") == wanted.config.get("ingest")
+        and record.config.get("compute", {}).get("memory")
+        == wanted.config.get("compute", {}).get("memory")
+    )
 
 
 def _match(store: Store, record: RunRecord, wanted: Wanted) -> Iterator[_Match]:
@@ -111,13 +121,14 @@ def _match(store: Store, record: RunRecord, wanted: Wanted) -> Iterator[_Match]:
     row = find_rows(plan, wanted.images)
     is_listed = row.is_valid().to_numpy(zero_copy_only=False)
     rows = row.fill_null(-1).to_numpy().astype(np.int64)
+    keys = [spec.key for spec in wanted.models]
     theirs = plan["model_mask"].to_numpy()
     ours = np.zeros_like(theirs)
     is_ours = np.ones(len(theirs), np.bool_)
     for bit, spec in enumerate(record.models):
         has_model = (theirs >> bit & 1).astype(np.bool_)
-        if spec.key in wanted.model_keys:
-            ours |= has_model.astype(np.int64) << wanted.model_keys.index(spec.key)
+        if spec.key in keys:
+            ours |= has_model.astype(np.int64) << keys.index(spec.key)
         else:
             is_ours &= ~has_model
     starts = np.searchsorted(shards, np.arange(record.num_shards + 1))

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from prefect.states import Cancelled, Completed, Failed
 
 from pixelmill.configs.load import TRAIN_PRESETS, list_presets, load_config
 from pixelmill.flows import cli
+from pixelmill.flows.commands.running import exit_code
 from pixelmill.flows.evaluation import find_last_run
 from pixelmill.models import build
 from pixelmill.tasks.store import Store, publish
@@ -58,6 +60,14 @@ def test_every_command_has_an_example(capsys, command):
         (("score", ".", "--preset", "dmo"), "did you mean 'demo'?"),
         (("score", ".", "--preset", "demo", "--config", "a.yaml"), "exclude each other"),
         (("score", ".", "--preset", "demo", "--cluster", "lokal"), "cluster must be auto"),
+        (
+            ("score", ".", "--preset", "demo", "--scheduler", "tcp://127.0.0.1:9"),
+            "no Dask scheduler answers at tcp://127.0.0.1:9",
+        ),
+        (("score", ".", "--preset", "demo", "--until", "noon"), "--until: Value error, expected a"),
+        (("score", ".", "--preset", "demo", "--budget", "2"), "--budget: Value error, expected a"),
+        (("backfill", ".", "--preset", "demo", "--max-failures", "many"), "--max-failures: "),
+        (("score", ".", "--preset", "demo", "--memory", "lots"), "--memory: "),
         (("score", ".", "--preset", "demo", "--weights", "x=y"), "NAME one of demo-detector"),
         (("score", ".", "--weights", "model.onnx"), "does not say what network"),
         (("score", ".", "--preset", "demo", "--labels", "no.csv"), "not there: --labels"),
@@ -84,6 +94,39 @@ def test_wrong_usage_is_told_in_a_line_and_ends_with_2(
     assert told in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_written_is_told_before_the_run_starts(
+    capsys, scenes, tiny_config, tmp_path
+):
+    (tmp_path / "file").touch()
+    where = ("--config", str(tiny_config), "--out", str(tmp_path / "file" / "store"))
+    code, _, err = run(capsys, "score", str(scenes / "images"), *where)
+    assert code == cli.ExitCode.USAGE
+    assert str(tmp_path / "file" / "store") in err
+    assert "Traceback" not in err
+
+
+def test_failed_images_are_retried_by_a_flag_and_in_no_other_way(capsys):
+    for command in ("score", "plan", "backfill"):
+        out = run(capsys, command, "--help")[1]
+        assert "--retry-failed" in out
+        assert "--reprocess" not in out
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (Completed(), 0),
+        (Failed(), 1),
+        (Completed(name="CompletedWithQuarantine"), 3),
+        (Completed(name="OutOfTime"), 4),
+        (Cancelled(message="stopped by Ctrl-C after 1 of 2 shards"), 130),
+        (Cancelled(message="stopped by SIGTERM after 1 of 2 shards"), 143),
+    ],
+)
+def test_the_final_state_is_the_exit_code(state, code):
+    assert exit_code(state) == code
 
 
 def refuse(*arguments, **options):

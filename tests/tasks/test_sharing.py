@@ -10,7 +10,7 @@ from pixelmill.tasks.ingest import LISTING_SCHEMA
 from pixelmill.tasks.sharing import OpenRun, Wanted, adopt_shards
 from pixelmill.tasks.store import PLAN, RunRecord, ShardWriter, Store, new_run_id
 
-INGEST = {"max_pixels": 7}
+CONFIG = {"ingest": {"max_pixels": 7}, "compute": {"cluster": "local", "memory": 9}}
 DATE = "2026-01-31"
 
 
@@ -54,7 +54,7 @@ def begin(store, shards: list[list[str]], specs=(FIRST,), **changes) -> RunRecor
         "collection": "night",
         "source": "/images",
         "created_at": "2026-01-31T00:00:00+00:00",
-        "config": {"ingest": INGEST},
+        "config": CONFIG,
         "models": specs,
         "num_images": len(rows),
         "num_shards": len(shards),
@@ -69,7 +69,7 @@ def want(paths: str, models=(FIRST,), masks=None, **modified: str) -> Wanted:
     images = pa.Table.from_pylist(rows, schema=LISTING_SCHEMA)
     every = np.full(len(paths), 2 ** len(models) - 1, np.int64)
     mask = every if masks is None else np.array(masks, np.int64)
-    return Wanted(images, mask, tuple(each.key for each in models), "night", DATE, INGEST)
+    return Wanted(images, mask, tuple(models), "night", DATE, CONFIG)
 
 
 def adopt(store, wanted, *runs: OpenRun) -> tuple[list[int], list[int]]:
@@ -123,11 +123,24 @@ def test_a_dead_runs_shard_is_left_if_it_is_not_what_would_be_planned_now(store,
 
 
 @pytest.mark.parametrize(
-    "changes", [{"date": "2020-01-01"}, {"config": {}}, {"collection": "other"}]
+    "changes",
+    [
+        {"date": "2020-01-01"},
+        {"config": CONFIG | {"ingest": {"max_pixels": 8}}},
+        {"config": CONFIG | {"compute": {"memory": 10}}},
+        {"collection": "other"},
+        {"models": (FIRST.model_copy(update={"weights_path": "/elsewhere"}),)},
+    ],
 )
 def test_a_dead_run_of_another_kind_is_left(store, changes):
     run = OpenRun(begin(store, [["a"]], **changes), is_dead=True)
     assert adopt(store, want("a"), run) == ([], [0])
+
+
+def test_a_dead_run_on_another_cluster_is_finished(store):
+    config = CONFIG | {"compute": {"cluster": "tcp://somewhere:1", "memory": 9}}
+    run = OpenRun(begin(store, [["a"]], config=config), is_dead=True)
+    assert adopt(store, want("a"), run) == ([0], [1])
 
 
 def test_a_dead_run_with_a_model_that_is_not_wanted_is_left(store):
