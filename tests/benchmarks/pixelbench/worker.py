@@ -22,6 +22,8 @@ def main(kind_name: str, workload_path: str, part: str, device: str, scratch: st
     os.dup2(2, 1)
     kind = CONTENDERS[kind_name]
     workload = Workload.load(Path(workload_path))
+    if kind.is_best:
+        workload = workload.with_config(workload.best)
     setting = Setting(
         workload=workload,
         paths=workload.paths[int(part) :: kind.num_processes],

@@ -8,7 +8,7 @@ detector finds either nothing or everything, and time would tell nothing.
 import hashlib
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,6 +56,7 @@ class Workload:
         loop: which of the loops in `user_code` a user would write.
         config: of Pixelmill's run.
         paths: images, in order.
+        best: configuration with the fastest settings whose answers the parity gate passes.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Workload:
     loop: str
     config: RunConfig
     paths: tuple[Path, ...]
+    best: RunConfig
 
     @property
     def folder(self) -> Path:
@@ -73,6 +75,10 @@ class Workload:
     def specs(self) -> tuple[ModelSpec, ...]:
         """The models, complete."""
         return tuple(resolve_model(model, Path.cwd()) for model in self.config.models)
+
+    def with_config(self, config: RunConfig) -> "Workload":
+        """The same images for other models."""
+        return replace(self, config=config)
 
     def save(self, path: Path) -> Path:
         """Write it down for another process."""
@@ -113,7 +119,22 @@ def make_workload(name: str, scratch: Path, num_images: int | None = None) -> Wo
         models=(recipe.model(scratch),),
         shard=ShardConfig(max_images=65_535, max_pixels=10**12),
     )
-    return Workload(name, recipe.title, recipe.loop, config, paths)
+    return Workload(name, recipe.title, recipe.loop, config, paths, _fastest(config))
+
+
+def _fastest(config: RunConfig) -> RunConfig:
+    """OpenVINO in bfloat16, or in float32 where the gate refuses that, and scaled decoding."""
+    (model,) = config.models
+    preprocess = resolve_model(model, Path.cwd()).preprocess
+    scaled = {"preprocess": preprocess.model_copy(update={"decode": "scaled"})}
+    if model.architecture == "onnx":
+        return config.model_copy(update={"models": (model.model_copy(update=scaled),)})
+    for precision in ("bf16", "fp32"):
+        settings = {"engine": "openvino", "precision": precision}
+        chosen = model.model_copy(update=scaled | settings)
+        if not resolve_model(chosen, Path.cwd()).engine_note:
+            break
+    return config.model_copy(update={"models": (chosen,)})
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -124,13 +145,15 @@ def find_photos() -> list[Path]:
     return sorted(PHOTOS.glob("*.jpg"))
 
 
-def number_files(sources: list[Path], folder: Path, count: int) -> tuple[Path, ...]:
+def number_files(
+    sources: list[Path], folder: Path, count: int, *, first: int = 0
+) -> tuple[Path, ...]:
     """`count` JPEGs with the pictures of `sources` in turn, no two of them the same bytes.
 
     A comment of its own makes each file another image for the store, at no cost to a decoder.
     """
-    paths = tuple(folder / f"{index:06d}.jpg" for index in range(count))
-    for index, path in enumerate(paths):
+    paths = tuple(folder / f"{index:07d}.jpg" for index in range(first, first + count))
+    for index, path in enumerate(paths, first):
         data = sources[index % len(sources)].read_bytes()
         comment = b"\xff\xfe" + (10).to_bytes(2, "big") + index.to_bytes(8, "big")
         path.write_bytes(data[:2] + comment + data[2:])
