@@ -88,17 +88,21 @@ class Device:
 
     Args:
         name: "cpu", "cuda", "cuda:1".
+
+    Attributes:
+        lock: for forward passes, one at a time also where a process works on several shards.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.lock = threading.Lock()
         self.device = torch.device(name)
         self.is_gpu = self.device.type == "cuda"
         self._streams = {
             what: torch.cuda.Stream(self.device) if self.is_gpu else None
             for what in ("copy", "forward", "read_out")
         }
-        self._lock = threading.Lock()
+        self._buffer_lock = threading.Lock()
         self._buffers: dict[tuple[int, ...], list[Tensor]] = {}
 
     @property
@@ -162,7 +166,7 @@ class Device:
 
     def release(self, upload: Upload) -> None:
         """Give a batch's buffer back; it is not read any more."""
-        with self._lock:
+        with self._buffer_lock:
             self._buffers.setdefault(tuple(upload._buffer.shape), []).append(upload._buffer)
 
     def fastest_size(self, network: Any, canvas: NDArray[np.uint8]) -> int:
@@ -200,13 +204,13 @@ class Device:
 
     def free_memory(self) -> None:
         """Give back what is cached, after running out."""
-        with self._lock:
+        with self._buffer_lock:
             self._buffers.clear()
         if self.is_gpu:
             torch.cuda.empty_cache()
 
     def _take_buffer(self, shape: tuple[int, ...]) -> Tensor:
-        with self._lock:
+        with self._buffer_lock:
             free = self._buffers.get(shape)
             if free:
                 return free.pop()

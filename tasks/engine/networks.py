@@ -24,7 +24,7 @@ class Model:
     Attributes:
         spec: of the model.
         network: built from it.
-        lock: around `forward`, which no two threads may be in.
+        lock: around `forward`, which no two threads may be in; the device's.
         forward_s: seconds of forward passes and of reading their outputs.
         device_s: seconds of forward passes alone.
         num_batches: by size.
@@ -32,7 +32,7 @@ class Model:
 
     spec: ModelSpec
     network: Network
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock
     forward_s: float = 0.0
     device_s: float = 0.0
     num_batches: dict[int, int] = field(default_factory=dict)
@@ -60,7 +60,9 @@ class Models:
         if model is None:
             started = time.perf_counter()
             spec = self._specs[index]
-            model = self._loaded[index] = Model(spec, load_network(spec, self._device.name))
+            model = self._loaded[index] = Model(
+                spec, load_network(spec, self._device.name), self._device.lock
+            )
             self.load_s += time.perf_counter() - started
         return model
 

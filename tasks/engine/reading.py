@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from pixelmill.tasks.transient import is_transient
 
-__all__ = ["FileBytes", "ReadLimits", "ReadStats", "read_ahead", "read_with_retries"]
+__all__ = ["FileBytes", "ReadLimits", "ReadStats", "identify", "read_ahead", "read_with_retries"]
 
 _TRIES = 4
 _FIRST_WAIT_S = 0.1
@@ -130,9 +130,14 @@ def read_ahead(
 def _read_one(read: Callable[[str], bytes], source_uri: str, stats: ReadStats) -> FileBytes:
     started = time.perf_counter()
     data, num_retries = read_with_retries(read, source_uri)
-    image_id = hashlib.sha256(data).hexdigest()[:32]
+    image_id = identify(data)
     stats.add(time.perf_counter() - started, len(data), num_retries)
     return FileBytes(data, image_id)
+
+
+def identify(data: bytes) -> str:
+    """The image_id of encoded bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def read_with_retries(

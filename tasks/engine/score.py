@@ -19,6 +19,7 @@ from pixelmill.configs.schema import ComputeConfig, IngestConfig
 from pixelmill.tasks.engine.budget import ByteGate, plan_budget
 from pixelmill.tasks.engine.crumbs import Crumbs, Trail
 from pixelmill.tasks.engine.device import Device, DeviceLostError, pick_device
+from pixelmill.tasks.engine.exclusion import SharedLock
 from pixelmill.tasks.engine.networks import Models
 from pixelmill.tasks.engine.reading import ReadLimits, ReadStats, read_ahead
 from pixelmill.tasks.engine.schedule import Lane, LaneStats, run_lanes
@@ -74,6 +75,10 @@ def configure_process() -> None:
     core, and keeps its speed beside other load.
     """
     torch.set_num_threads(1)
+
+
+# A process may work on several shards; a suspect of one must be alone in all of it
+_IN_PROGRESS = SharedLock()
 
 
 def never() -> bool:
@@ -244,9 +249,12 @@ class _Scoring:
         windows = [others[start : start + size] for start in range(0, len(others), size)]
         try:
             with self._watchdog:
-                for index in suspects.alone:
-                    self._score_alone(rows[index], should_stop)
-                self._score(windows, should_stop)
+                if suspects.alone:
+                    with _IN_PROGRESS.alone():
+                        for index in suspects.alone:
+                            self._score_alone(rows[index], should_stop)
+                with _IN_PROGRESS.shared():
+                    self._score(windows, should_stop)
         except _StoppedError:
             return False
         self._crumbs.at([])

@@ -40,12 +40,13 @@ from pixelmill.tasks.engine.device import (
 )
 from pixelmill.tasks.engine.merge import merge_views
 from pixelmill.tasks.engine.networks import Models
-from pixelmill.tasks.engine.reading import FileBytes
+from pixelmill.tasks.engine.reading import FileBytes, identify, read_with_retries
 from pixelmill.tasks.engine.schedule import Stage
 from pixelmill.tasks.engine.tuning import BatchSizes
 from pixelmill.tasks.engine.views import Placement, decode_scale, draw_view, plan_views
 from pixelmill.tasks.engine.watchdog import OverdueError, Watchdog
 from pixelmill.tasks.predictions import ImagePrediction
+from pixelmill.tasks.sources import read_bytes
 from pixelmill.tasks.store import CatalogRow, FailureRow, ImageRow, ShardWriter
 
 __all__ = ["InputCounts", "Row", "ShardStages"]
@@ -171,6 +172,7 @@ class ShardStages:
         self._is_published = is_published
         self._lock = threading.Lock()
         self._batches = Batches(models.get, sizes, models.measure)
+        self._condemned: dict[str, str] = {}
         self._claimed: set[tuple[str, int]] = set()
         self._open: dict[int, int] = {}
         self._plans: dict[tuple[tuple[int, int], int, int], tuple[Placement, ...]] = {}
@@ -219,8 +221,15 @@ class ShardStages:
         return True
 
     def quarantine(self, row: Row, cause: str) -> None:
-        """Leave out a row that has killed its worker."""
-        self._fail(row, "worker", cause, _CAUSES.get(cause, _KILLED))
+        """Leave out a row that has killed its worker, and copies of it that come later."""
+        image_id = None
+        with suppress(OSError):  # reading has not killed anybody
+            data, _ = read_with_retries(read_bytes, row.source_uri)
+            if len(data) == row.size_bytes:
+                image_id = identify(data)
+                self._condemned[image_id] = cause
+                self._catalogue(row, image_id, row.width, row.height)
+        self._fail(row, "worker", cause, _CAUSES.get(cause, _KILLED), image_id=image_id)
 
     def settle(self) -> None:
         """Hand failures and places to the writer, in the order of the plan."""
@@ -242,6 +251,12 @@ class ShardStages:
         if len(content.data) != row.size_bytes:
             message = f"listed with {row.size_bytes} bytes, read {len(content.data)}"
             self._fail(row, "read", "changed", message, retryable=True)
+            return ()
+        cause = self._condemned.get(content.image_id)
+        if cause is not None:
+            message = _CAUSES.get(cause, _KILLED)
+            self._fail(row, "worker", cause, message, image_id=content.image_id)
+            self._catalogue(row, content.image_id, row.width, row.height)
             return ()
         wanted = self._missing_models(row, content.image_id)
         if not wanted:

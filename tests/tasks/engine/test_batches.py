@@ -1,5 +1,7 @@
 """Full and padded batches, and who is to blame when one fails; the network is a few lines."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def make_model(network, batch_size: int = 4) -> Model:
         precision="fp32",
         batch_size=batch_size,
     )
-    return Model(spec, network)
+    return Model(spec, network, threading.Lock())
 
 
 @pytest.fixture

@@ -211,17 +211,21 @@ def test_a_lost_device_leaves_its_images_suspected(tmp_path, store, make_run, pi
 
 
 @pytest.mark.slow
-def test_an_image_that_kills_is_quarantined_after_three_deaths(
+def test_an_image_that_kills_is_quarantined_after_three_deaths_and_its_copies_with_it(
     tmp_path, store, make_run, picky_spec
 ) -> None:
     paths = paint(tmp_path / "images", ["grey"] * 6 + ["red"] + ["grey"] * 6)
+    paths.append(tmp_path / "images" / "copy.png")
+    paths[-1].write_bytes(paths[6].read_bytes())
     run_id = make_run(store, [picky_spec], paths)
     assert score_until_committed(store, run_id) == 3
     publish(store)
     assert len(store.images()) == 12
-    (failure,) = store.failures().itertuples()
-    assert failure.path == paths[6].name
-    assert (failure.stage, failure.reason, failure.retryable) == ("worker", "killed_worker", False)
+    failures = store.failures()
+    assert failures.path.tolist() == [paths[6].name, paths[-1].name]
+    assert failures.image_id.nunique() == 1
+    assert set(failures.reason) == {"killed_worker"}
+    assert not failures.retryable.any()
     assert not list(store.backend.list("_commit/crumbs"))
 
 
