@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["DecodeError", "DecodeReason", "Header", "ImageFormat", "read_header"]
+__all__ = [
+    "DecodeError",
+    "DecodeReason",
+    "Header",
+    "ImageFormat",
+    "is_plain_jpeg",
+    "read_header",
+]
 
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heic"]
 DecodeReason = Literal[
@@ -145,6 +152,28 @@ def _read_jpeg(data: bytes) -> Header:
     if size is None:
         raise DecodeError("corrupt", "JPEG without a frame header before its scan")
     return Header("jpeg", *size, orientation or 1)
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG is of the kinds that every decoder reads alike.
+
+    Baseline or progressive, grey or YCbCr, colours sampled at most half as often along a side. Not
+    RGB, CMYK or YCCK, arithmetic or lossless coding, nor unusual sampling.
+    """
+    is_rgb, plain = False, False
+    for marker, body in _jpeg_segments(data):
+        if marker == 0xEE and data[body : body + 5] == b"Adobe":
+            is_rgb = data[body + 11] == 0  # the colour transform: none
+        elif marker in (0xC0, 0xC1, 0xC2):
+            components = [data[body + 6 + 3 * i : body + 9 + 3 * i] for i in range(data[body + 5])]
+            names, samplings = [[part[at] for part in components] for at in (0, 1)]
+            is_rgb |= bytes(names) == b"RGB"
+            plain = len(components) == 1 or (
+                samplings[0] in (0x11, 0x21, 0x12, 0x22) and samplings[1:] == [0x11, 0x11]
+            )
+            if len(components) == 1:
+                is_rgb = False
+    return plain and not is_rgb
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,7 @@ Size = tuple[int, int]
 _CANVAS_MULTIPLE = 32
 
 # Least sides of a scaled decode in sides of what is drawn: from 1.5 on it differs from a full
-# decode by 43 dB at worst, at 1.0 by 33 dB
+# decode by 37 dB at worst and 45 dB in the middle of 150 photographs
 _SCALE_MARGIN = 1.5
 
 
