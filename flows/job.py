@@ -146,7 +146,8 @@ def prepare_job(params: ScoreParams) -> Job:
     source = params.source or config.images
     if source is None:
         raise ValueError(f"config {config.name!r} names no images; name a folder to score")
-    refuse_credentials(source)
+    for url in (source, config.images or ""):  # both are kept in the run's record
+        refuse_credentials(url)
     if "://" not in source:
         source = _local_folder(source)
     check_scheduler(config.compute.cluster)

@@ -3,6 +3,7 @@
 import random
 import shutil
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def source(scenes, s3_root):
     return f"{bucket}/camera"
 
 
-def run(flow, params):
+def run(flow, params) -> tuple[Any, Any]:
     state = flow(params, return_state=True)
     return state, state.result(raise_on_failure=False)
 
