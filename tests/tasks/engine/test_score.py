@@ -1,8 +1,10 @@
+import json
 import re
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pixelmill.configs.schema import AugmentationConfig, BoxPostprocess, TilingConfig
 from pixelmill.tasks.engine.score import score_shard
@@ -174,6 +176,98 @@ def test_bad_inputs_become_rows_and_stop_nothing(
         "gone.jpg": True,
     }
     assert set(store.catalog().path) == {"empty.jpg", "text.jpg", "cut.jpg", "good.jpg"}
+
+
+@pytest.mark.parametrize(("policy", "status"), [("quarantine", None), ("flag", "truncated")])
+def test_what_there_is_of_a_truncated_file_is_scored_only_if_asked_for(
+    tmp_path, store, make_run, small_spec, pictures, policy: str, status
+) -> None:
+    data = sorted(pictures.iterdir())[0].read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) * 3 // 4])
+    run_id = make_run(
+        store, [small_spec("detector")], [tmp_path / "cut.jpg"], ingest={"truncated": policy}
+    )
+    score_shard(store.root, run_id, 0)
+    publish(store)
+    assert store.images().status.tolist() == ([] if status is None else [status])
+    assert store.failures().reason.tolist() == (["truncated"] if status is None else [])
+
+
+def test_what_became_of_each_models_inputs_adds_up(
+    tmp_path, store, make_run, small_spec, pictures
+) -> None:
+    good = sorted(pictures.iterdir())
+    specs = [small_spec("detector"), small_spec("captioner")]
+    first = make_run(store, specs[:1], good[:2])
+    score_shard(store.root, first, 0)
+    publish(store)
+    (tmp_path / "text.jpg").write_bytes(b"no picture at all")
+    (tmp_path / "copy.jpg").write_bytes(good[2].read_bytes())
+    paths = [*good[:4], tmp_path / "copy.jpg", tmp_path / "text.jpg"]
+    run_id = make_run(store, specs, paths, masks=[0b11] * 5 + [0b10])
+    outcome = score_shard(store.root, run_id, 0)
+    for spec, known, failed, inputs in zip(specs, (2, 0), (0, 1), (5, 6), strict=True):
+        assert outcome.stats[f"num_known/{spec.key}"] == known
+        assert outcome.stats[f"num_duplicate/{spec.key}"] == 1
+        assert outcome.stats[f"num_failed/{spec.key}"] == failed
+        assert outcome.num_scored[spec.key] + known + 1 + failed == inputs
+        assert outcome.stats[f"num_empty/{spec.key}"] == 0
+
+
+def test_of_copies_the_first_by_path_stands_for_the_image_in_whatever_order_they_came(
+    tmp_path, store, make_run, small_spec, pictures
+) -> None:
+    data = sorted(pictures.iterdir())[0].read_bytes()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(data)
+    run_id = make_run(store, [small_spec("detector")], [tmp_path / "b.jpg", tmp_path / "a.jpg"])
+    score_shard(store.root, run_id, 0)
+    publish(store)
+    assert store.images().path.tolist() == ["a.jpg"]
+    assert store.images().source_uri.tolist() == [str(tmp_path / "a.jpg")]
+
+
+@pytest.mark.parametrize("name", ["masker", "captioner"])
+def test_a_batch_size_by_measurement_changes_no_bit_and_is_remembered(
+    tmp_path, make_run, small_spec, pictures, read_results, name: str
+) -> None:
+    paths = []
+    for number in range(80):  # enough to measure all sizes, on one canvas size
+        picture = np.random.default_rng(number).integers(0, 256, (24, 36, 3), np.uint8)
+        paths.append(tmp_path / f"{number:02d}.png")
+        Image.fromarray(picture).save(paths[-1])
+    seen = []
+    for size in (4, "auto"):
+        store = Store(tmp_path / f"store-{size}", create=True)
+        run_id = make_run(store, [small_spec(name, size)], paths, shard_of=lambda i: i // 40)
+        for shard in range(2):
+            score_shard(store.root, run_id, shard)
+        seen.append(read_results(store))
+    assert seen[0] == seen[1]
+    (entry,) = store.backend.list("_commit/tuning")
+    assert json.loads(store.backend.get(entry.key))["fastest"] in (2, 4, 8)
+
+
+def test_a_worker_with_a_memory_limit_finds_the_same(
+    tmp_path, make_run, all_specs, pictures, read_results
+) -> None:
+    seen = []
+    for compute in ({}, {"memory": "8GB"}):
+        store = Store(tmp_path / f"store{len(compute)}", create=True)
+        run_id = make_run(store, all_specs(), sorted(pictures.iterdir()), compute=compute)
+        for overlap in (True, False):
+            score_shard(store.root, run_id, 0, device="cpu", overlap=overlap)
+        seen.append(read_results(store))
+    assert seen[0] == seen[1]
+
+
+def test_a_memory_limit_that_the_networks_alone_exceed_is_refused(
+    store, make_run, all_specs, pictures
+) -> None:
+    run_id = make_run(store, all_specs(), sorted(pictures.iterdir()), compute={"memory": "64MiB"})
+    with pytest.raises(ValueError, match=r"compute.memory = 64 MiB, but a worker"):
+        score_shard(store.root, run_id, 0, device="cpu")
+    assert store.committed_shards(run_id) == set()
 
 
 def test_inputs_over_the_limits_are_not_even_read(tmp_path, store, make_run, small_spec) -> None:
