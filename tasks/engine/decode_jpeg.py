@@ -9,7 +9,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import JpegImagePlugin
 
-from pixelmill.tasks.engine.header import DecodeError
+from pixelmill.tasks.engine.header import DecodeError, is_progressive_jpeg
 from pixelmill.tasks.engine.limits import reason_of
 
 __all__ = ["decode_jpeg", "decode_jpeg_part"]
@@ -61,6 +61,8 @@ def decode_jpeg_part(data: bytes, size: tuple[int, int], scale: int = 1) -> Pixe
 
 
 def _check_scans(data: bytes) -> None:
+    if not is_progressive_jpeg(data):  # the others have a scan per component at most
+        return
     num_scans = data.count(b"\xff\xda")
     if num_scans > _MAX_SCANS:
         raise DecodeError("unsupported", f"JPEG of {num_scans} scans, more than {_MAX_SCANS}")

@@ -89,8 +89,9 @@ def decode_avif(data: bytes, limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
     _check_heif(data, limits)
     if b"avis" in data[8 : int.from_bytes(data[:4], "big")]:
         return decode_pillow.decode_moving_avif(data, limits), ("first_frame",)
-    # mode="RGB" would multiply by alpha
-    return _interleaved(decoders.decode_avif(_encoded(data), mode="RGB_ALPHA")), ()  # type: ignore[attr-defined]
+    # Where there is alpha, "RGB" would multiply by it; where there is none, it costs 7 %
+    mode = "RGB_ALPHA" if b"auxC" in data else "RGB"
+    return _interleaved(decoders.decode_avif(_encoded(data), mode=mode)), ()  # type: ignore[attr-defined]
 
 
 def decode_heic(data: bytes, limits: Limits) -> tuple[Pixels, tuple[str, ...]]:

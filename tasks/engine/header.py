@@ -15,6 +15,7 @@ __all__ = [
     "Header",
     "ImageFormat",
     "is_plain_jpeg",
+    "is_progressive_jpeg",
     "read_header",
 ]
 
@@ -152,6 +153,11 @@ def _read_jpeg(data: bytes) -> Header:
     if size is None:
         raise DecodeError("corrupt", "JPEG without a frame header before its scan")
     return Header("jpeg", *size, orientation or 1)
+
+
+def is_progressive_jpeg(data: bytes) -> bool:
+    """Whether a JPEG has scans that each sharpen the whole image."""
+    return any(marker in (0xC2, 0xC6, 0xCA, 0xCE) for marker, _ in _jpeg_segments(data))
 
 
 def is_plain_jpeg(data: bytes) -> bool:
