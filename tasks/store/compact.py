@@ -61,8 +61,8 @@ def compact(
     Args:
         store: whose parts.
         model: key; only this model's predictions. Else all, and catalog and failures.
-        target_bytes: merged parts of the largest table of a partition have about this size. Needs
-            some ten times as much memory.
+        target_bytes: merged parts of the largest table of a partition have about this size. Takes
+            some fifteen times as much memory.
 
     Raises:
         ValueError: a part is damaged.

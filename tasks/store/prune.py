@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from pixelmill.configs.schema import TaskName
 from pixelmill.tasks.store import layout
 from pixelmill.tasks.store.change import Change
+from pixelmill.tasks.store.publish import publish
 from pixelmill.tasks.store.reader import Store
 from pixelmill.tasks.store.schemas import TABLES
 
@@ -63,6 +64,8 @@ def prune(
     """
     if model is None and before is None:
         raise ValueError("name a model or a date: everything is not pruned at once")
+    if not dry_run:
+        publish(store)  # what is committed now would come back with the next publication
     published = {part.partitions["model"] for part in store.parts("images")}
     keys = sorted(key for key in published if model in (None, key, key.rpartition("-")[0]))
     if not keys and model is not None:

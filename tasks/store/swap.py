@@ -84,6 +84,8 @@ def apply_replacement(backend: Backend, record: ReplaceRecord) -> None:
             parts = [staged[key] for key in added[folder]]
             _replace_one_by_one(backend, record, folder, removed[folder], parts)
     backend.put(layout.replaced_key(record.seq), b"")
+    # Of another who did the same at the same time and died in it, before there was the mark
+    backend.delete([layout.changing_key(folder, record.nonce) for folder in folders])
 
 
 def _by_folder(keys: Iterable[str]) -> defaultdict[str, list[str]]:

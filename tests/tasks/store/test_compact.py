@@ -158,7 +158,7 @@ def test_young_parts_stay_where_folders_cannot_be_exchanged(nightly, monkeypatch
 @pytest.mark.slow
 def test_scoring_publishing_compacting_and_reading_at_once(store, fakes):
     """Two publishers, two compactors, and readers who go by the log or by the folders."""
-    contents = {f"{i:02d}.jpg": f"picture {i}" for i in range(24)}
+    contents = {f"{i:02d}.jpg": f"picture {i}" for i in range(16)}
     runs = [
         fakes.make_run(store, contents, run_id=RUN_A, per_shard=2),
         fakes.make_run(store, contents, run_id=RUN_B, per_shard=3),

@@ -55,6 +55,15 @@ def test_pruned_images_are_missing_and_can_be_scored_again(two_days, fakes, cont
             assert len(two_days.instances(path).masks) == truth
 
 
+def test_what_was_committed_before_does_not_come_back(two_days, fakes):
+    fakes.score_run(two_days, fakes.make_run(two_days, {"late.jpg": "late"}, run_id=RUN_C))
+    (pruned,) = prune(two_days, model=fakes.INSTANCE.key)
+    assert pruned.num_images == 13
+    assert publish(two_days).num_shards == 0
+    assert two_days.images(fakes.INSTANCE.key).empty
+    assert len(two_days.images(fakes.SEMANTIC.key)) == 13
+
+
 def test_only_what_is_older_than_a_date(two_days, fakes):
     pruned = prune(two_days, before="2026-01-02")
     assert {one.model_key for one in pruned} == {spec.key for spec in fakes.MODELS}
