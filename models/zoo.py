@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pixelmill.configs.schema import TaskName
+from pixelmill.models.captioning import caption_loss, caption_outputs
 from pixelmill.models.frrn import FRRN
 from pixelmill.models.fully_convolutional import EncoderDecoder, FullResolutionNet
 from pixelmill.models.gcn import GCN
@@ -16,7 +17,8 @@ from pixelmill.models.pspnet import PSPNet
 from pixelmill.models.retinamask import RetinaMask, detection_loss, detection_outputs
 from pixelmill.models.semantic import semantic_loss, semantic_outputs
 from pixelmill.models.semantic_fpn import SemanticFPN
-from pixelmill.models.show_attend_tell import ShowAttendTell, caption_loss, caption_outputs
+from pixelmill.models.show_and_tell import ShowAndTell
+from pixelmill.models.show_attend_tell import ShowAttendTell
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.ssd import SSD, ssd_loss, ssd_outputs
 from pixelmill.models.targets import Target
@@ -84,6 +86,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gcn": _semantic(GCN),
     "frrn": _semantic(FRRN),
     "semantic_fpn": _semantic(SemanticFPN),
+    "show_and_tell": Architecture(
+        build=ShowAndTell,
+        tasks=("captioning",),
+        read_out=caption_outputs,
+        loss=caption_loss,
+    ),
     "show_attend_tell": Architecture(
         build=ShowAttendTell,
         tasks=("captioning",),

@@ -14,8 +14,8 @@ from pycocotools import mask as mask_codec
 from torch import Tensor
 
 from pixelmill.configs.schema import IngestConfig, TrainConfig
+from pixelmill.models.captioning import build_vocabulary, encode_caption
 from pixelmill.models.ops.boxes import clip_boxes, large_enough
-from pixelmill.models.show_attend_tell import build_vocabulary, encode_caption
 from pixelmill.models.targets import BoxTarget, CaptionTarget, SemanticTarget, Target
 from pixelmill.tasks.engine.decode import decode_image
 from pixelmill.tasks.engine.views import Placement, draw_view, place_whole

@@ -35,6 +35,11 @@ OUTPUTS = {
         {"num_classes": 3, "backbone": "resnet18", "channels": 32},
         None,
     ),
+    "show_and_tell": (
+        CaptionOutput,
+        {"vocabulary_size": 6, "backbone": "resnet18", "embed_dim": 8, "hidden_dim": 8},
+        CaptionPostprocess(max_tokens=3),
+    ),
     "show_attend_tell": (
         CaptionOutput,
         {"vocabulary_size": 6, "width": 8},
