@@ -11,8 +11,12 @@ FILES = sorted(FOLDER.glob("*.safetensors"))
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-def test_there_is_a_demo_model_for_each_of_our_architectures():
-    assert {read_metadata(path).architecture for path in FILES} == ARCHITECTURES.keys()
+def test_there_is_a_demo_model_for_boxes_with_masks_for_regions_and_for_captions():
+    assert {read_metadata(path).task for path in FILES} == {
+        "instance_segmentation",
+        "semantic_segmentation",
+        "captioning",
+    }
 
 
 def test_all_weights_together_are_small_enough_for_the_repository():
