@@ -14,7 +14,7 @@ from pixelmill.models.interface import ViewOutput
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.device import DeviceLostError, is_device_lost, is_out_of_memory
 from pixelmill.tasks.engine.networks import Model
-from pixelmill.tasks.engine.tuning import BatchSizes
+from pixelmill.tasks.engine.tuning import DEFAULT_SIZE, BatchSizes
 from pixelmill.tasks.engine.views import Placement
 from pixelmill.tasks.store import ImageRow
 
@@ -170,12 +170,18 @@ class Batches:
             full, _ = self._full(model, canvas)
             for start in range(0, len(queue), full):
                 views = tuple(queue[start : start + full])
-                size, check = self._sizes.partial(model.spec.key, canvas, full, len(views))
+                size, check = full, None
+                if model.is_eager:
+                    size, check = self._sizes.partial(model.spec.key, canvas, full, len(views))
                 batches.append(Batch(model, views, size, check))
         return batches
 
     def _full(self, model: Model, canvas: Size) -> tuple[int, int | None]:
-        return self._sizes.full(model.spec.key, canvas, model.spec.batch_size)
+        wanted = model.spec.batch_size
+        settled = model.is_eager or self._sizes.is_settled(model.spec.key, canvas)
+        if wanted == "auto" and not settled:
+            wanted = DEFAULT_SIZE  # trying others would have each compiled
+        return self._sizes.full(model.spec.key, canvas, wanted)
 
     def _rest(self, kind: tuple[int, Size], views: list[View]) -> list[Batch]:
         if views:

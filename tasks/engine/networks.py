@@ -16,6 +16,9 @@ from pixelmill.tasks.engine.tuning import BatchSizes
 
 __all__ = ["Model", "Models"]
 
+# Not measured, because each size tried would be compiled, which takes a minute
+_COMPILED_GPU_SIZE = 32
+
 
 @dataclass(eq=False, slots=True)
 class Model:
@@ -36,6 +39,11 @@ class Model:
     forward_s: float = 0.0
     device_s: float = 0.0
     num_batches: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether a new batch size costs nothing; other engines compile for each."""
+        return self.spec.engine == "torch"
 
 
 class Models:
@@ -81,8 +89,11 @@ class Models:
         Not on the work itself, as on a CPU: there each size may give other bits.
         """
         height, width = canvas.shape[:2]
-        key, auto = model.spec.key, model.spec.batch_size == "auto"
-        if self._device.is_gpu and auto and not self._sizes.is_settled(key, (height, width)):
+        key, is_auto = model.spec.key, model.spec.batch_size == "auto"
+        if not (self._device.is_gpu and is_auto) or self._sizes.is_settled(key, (height, width)):
+            return
+        fastest = _COMPILED_GPU_SIZE
+        if model.is_eager:
             with model.lock:
                 fastest = self._device.fastest_size(model.network, canvas)
-            self._sizes.settle(key, (height, width), fastest)
+        self._sizes.settle(key, (height, width), fastest)

@@ -1,6 +1,8 @@
 """Full and padded batches, and who is to blame when one fails; the network is a few lines."""
 
+import dataclasses
 import threading
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ class Network:
         return self.read_out(self.forward(images), images.shape[1:3])
 
 
-def make_model(network, batch_size: int = 4) -> Model:
+def make_model(network, batch_size: int | Literal["auto"] = 4) -> Model:
     spec = ModelSpec(
         name="fake",
         task="classification",
@@ -134,6 +136,17 @@ def test_the_rest_is_filled_up_to_what_gave_the_same_bits(make_batches, sizes):
         sizes.judge(make_model(None, 8).spec.key, (8, 8), 8, 2, verdict)
         (batch,) = batches.flush()
         assert (batch.size, batch.check) == (size, None)
+
+
+def test_an_engine_that_compiles_for_each_size_gets_one_size(sizes):
+    model = make_model(Network(), "auto")
+    compiled = dataclasses.replace(
+        model, spec=model.spec.model_copy(update={"engine": "torch-compile"})
+    )
+    batches = Batches(lambda index: compiled, sizes)
+    out = [batch for row in range(41) for batch in batches.add(view(row))] + batches.flush()
+    assert [len(batch.views) for batch in out] == [8, 8, 8, 8, 8, 1]
+    assert {(batch.size, batch.check) for batch in out} == {(8, None)}
 
 
 def test_where_the_size_has_shrunk_more_than_one_batch_comes_out(make_batches, sizes):
