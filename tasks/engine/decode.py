@@ -68,7 +68,8 @@ class DecodedImage:
     """An image as the networks see it.
 
     Attributes:
-        pixels: (H, W, 3) uint8 RGB, C-contiguous, as displayed (orientation applied).
+        pixels: (H, W, 3) uint8 RGB, C-contiguous, writable (PyTorch warns of others), as displayed
+            (orientation applied).
         format: of the file, by its bytes.
         flags: `truncated`: a part of the pixels is missing, and filled in; `first_frame` of
             several was taken; `unverified`: a JPEG that only a decoder without damage reports
@@ -119,7 +120,9 @@ def decode_image(
             raise
         pixels, flags = _decode_part(data, header, limits, scale, err), ("truncated",)
     original_size = (header.height, header.width) if scale > 1 else pixels.shape[:2]
-    return DecodedImage(np.ascontiguousarray(pixels), header.format, flags, original_size, scale)
+    return DecodedImage(
+        np.require(pixels, requirements=("C", "W")), header.format, flags, original_size, scale
+    )
 
 
 def _decode_whole(

@@ -79,6 +79,7 @@ def test_every_format_gives_contiguous_rgb_and_says_what_it_was():
         assert image.format == name.lower()
         assert image.pixels.dtype == np.uint8
         assert image.pixels.flags.c_contiguous
+        assert image.pixels.flags.writeable
         assert image.original_size == image.pixels.shape[:2] == (HEIGHT, WIDTH)
         assert image.flags == ()
 
