@@ -209,7 +209,8 @@ def promote(
     history = opened.promotions()
     for step in history:
         print(f"{step.created_at}  {step.op:8}  {step.task}  {step.model_key}")
-    for task in sorted({step.task for step in history}):
+    tasks: set[TaskName] = {step.task for step in history}
+    for task in sorted(tasks):
         _print_current(opened, task)
     if not history:
         print("no model was ever promoted")

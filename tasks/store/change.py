@@ -4,12 +4,11 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
 
 import pyarrow as pa
 
 from pixelmill.tasks.store import layout
-from pixelmill.tasks.store.log import AddedPart, ReplaceRecord
+from pixelmill.tasks.store.log import AddedPart, Operation, ReplaceRecord
 from pixelmill.tasks.store.publish import roll_forward
 from pixelmill.tasks.store.reader import Store
 from pixelmill.tasks.store.schemas import encode_table
@@ -34,13 +33,13 @@ class Change:
     def __init__(
         self,
         store: Store,
-        op: Literal["compact", "prune", "repair"],
+        op: Operation,
         remove: Sequence[layout.Part],
         *,
         mask_stores: Sequence[str] = (),
     ) -> None:
         self._store = store
-        self._op = op
+        self._op: Operation = op
         self._remove = tuple(sorted(part.key for part in remove))
         self._mask_stores = tuple(sorted(mask_stores))
         self._add: list[AddedPart] = []

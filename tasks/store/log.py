@@ -18,6 +18,7 @@ from pixelmill.tasks.store.backend import Backend
 __all__ = [
     "AddedPart",
     "Log",
+    "Operation",
     "PartSum",
     "PublishMark",
     "PublishRecord",
@@ -27,6 +28,9 @@ __all__ = [
     "parse_record",
     "read_log",
 ]
+
+
+Operation = Literal["compact", "prune", "repair"]
 
 
 class PublishRecord(BaseModel):
@@ -102,7 +106,7 @@ class ReplaceRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seq: int
-    op: Literal["compact", "prune", "repair"]
+    op: Operation
     created_at: str
     remove: tuple[str, ...]
     add: tuple[AddedPart, ...] = ()

@@ -120,6 +120,7 @@ def test_a_change_that_dies_anywhere_is_finished_by_the_next(
     after = rows_by_store(done)
     naive_after = {name: rows_by_listing(done, name) for name in naive}
     assert (before == after) is (op == "merge")
+    survived = 0
     for survived in itertools.count():
         root = copy_of(three_parts, tmp_path / str(survived))  # a new one: caches go by path
         store = Store(root)

@@ -63,7 +63,7 @@ def test_masks_and_boxes_are_found_in_merged_parts(nightly, fakes, contents):
 def test_merged_parts_are_sorted_and_described(nightly, fakes):
     compact(nightly)
     (part,) = nightly.parts("detections", model=fakes.INSTANCE.key)
-    table = pq.read_table(Path(nightly.root, part.key), partitioning=None)
+    table = pq.ParquetFile(Path(nightly.root, part.key)).read()
     keys = [("image_id", "ascending"), ("rank", "ascending")]
     assert table.equals(table.sort_by(keys))
     assert table.schema.metadata[b"pixelmill.model_key"] == fakes.INSTANCE.key.encode()
@@ -195,7 +195,7 @@ def test_scoring_publishing_compacting_and_reading_at_once(store, fakes):
         while not done.is_set():
             try:
                 tables = [
-                    pq.read_table(path, columns=["image_id"], partitioning=None)
+                    pq.ParquetFile(path).read(columns=["image_id"])
                     for path in sorted(folder.rglob("*.parquet"))
                 ]
             except FileNotFoundError:
