@@ -308,14 +308,14 @@ class _Auditor:
                 elif part.seq not in self.log.unfinished:
                     yield Finding("stray_part", entry.key, f"{entry.size_bytes} bytes")
         to_check: dict[str, Expected] = {}
-        for key, part in expected.items():
+        for key, published in expected.items():
             if key in sizes:
-                if part is not None and sizes[key] != part.size_bytes:
-                    what = f"expected {part.size_bytes} bytes, got {sizes[key]}"
+                if published is not None and sizes[key] != published.size_bytes:
+                    what = f"expected {published.size_bytes} bytes, got {sizes[key]}"
                     self.bad.append(key)
                     yield Finding("part_damaged", key, what)
                 else:
-                    to_check[key] = part
+                    to_check[key] = published
             elif key not in in_change:
                 self.bad.append(key)
                 yield Finding("part_missing", key, "gone")

@@ -1,5 +1,6 @@
 """Auditing masks: every object that was written is there as it was, and says what the rows say."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 
 from pixelmill.tasks.store.backend import Backend
 from pixelmill.tasks.store.masks import OBJECTS_ATTRIBUTE, read_planes
+from pixelmill.tasks.transient import is_transient
 
-__all__ = ["MaskFault", "check_masks"]
+__all__ = ["UNREADABLE", "MaskFault", "check_masks"]
 
+# What a disk says of a file whose blocks are lost; everything else is trouble, not damage.
+UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 _KINDS = (("semantic_array", "semantic_row"), ("instances_array", "instances_row"))
 
 
@@ -94,7 +98,13 @@ class _MaskCheck:
                 what = f"expected {size_bytes} bytes, got {sizes[name]}"
                 yield self.fault("masks_damaged", name, what, rows)
             elif full:
-                data = self.backend.get(f"{self.key}/{name}")
+                try:
+                    data = self.backend.get(f"{self.key}/{name}")
+                except OSError as err:
+                    if err.errno not in UNREADABLE:
+                        raise
+                    yield self.fault("masks_damaged", name, f"cannot be read: {err}", rows)
+                    continue
                 if hashlib.sha256(data).hexdigest() != sha256:
                     what = f"{size_bytes} bytes, but not those of sha256 {sha256}"
                     yield self.fault("masks_damaged", name, what, rows)
@@ -164,28 +174,28 @@ class _MaskCheck:
         """Decode the masks of every row, and count their pixels."""
         group = zarr.open_group(self.backend.zarr_store(self.key), mode="r", zarr_format=3)
         boxes_of = dict(list(self.boxes.groupby("image_id", sort=False)))
-        for index, image in enumerate(self.images.itertuples(index=False)):
+        for index, image in enumerate(self.images.to_dict("records")):
             for array_column, row_column in _KINDS:
-                name = getattr(image, array_column)
+                name = image[array_column]
                 if pd.isna(name) or self.bad[index]:
                     continue
-                row = int(getattr(image, row_column))
+                row = int(image[row_column])
                 only = np.arange(len(self.images)) == index
                 try:
                     folder = name.rpartition("/")[0]
                     owner = str(_array(group, f"{folder}/image_id")[row])
-                    planes = read_planes(_array(group, name), row, image.height, image.width)
-                except Exception as err:
-                    # Of a codec's library: its errors have no common class. Trouble of the network
-                    # has been met, and raised, when the objects' checksums were computed.
+                    planes = read_planes(_array(group, name), row, image["height"], image["width"])
+                except Exception as err:  # of a codec's library: they have no common class
+                    if is_transient(err):
+                        raise
                     what = f"row {row} does not decode: {type(err).__name__}: {err}"
                     yield self.fault("masks_damaged", name, what, only)
                     continue
-                if owner != image.image_id:
-                    what = f"row {row} is of image {owner}, not of {image.image_id}"
+                if owner != image["image_id"]:
+                    what = f"row {row} is of image {owner}, not of {image['image_id']}"
                     yield self.fault("masks_misfit", name, what, only)
-                elif array_column == "instances_array" and image.image_id in boxes_of:
-                    number = _wrong_areas(planes, boxes_of[image.image_id])
+                elif array_column == "instances_array" and image["image_id"] in boxes_of:
+                    number = _wrong_areas(planes, boxes_of[image["image_id"]])
                     if number:
                         what = f"row {row}: mask_area of {number} boxes is not their pixels"
                         yield self.fault("masks_misfit", name, what, only)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixelmill.tasks.store import layout
-from pixelmill.tasks.store.audit_masks import check_masks
+from pixelmill.tasks.store.audit_masks import UNREADABLE, check_masks
 from pixelmill.tasks.store.backend import Backend
 from pixelmill.tasks.store.digests import Digests, contains, digests_of
 from pixelmill.tasks.store.findings import Finding, Lost
@@ -107,7 +107,12 @@ class TableAudit:
                 raise
             except (OSError, _PartError):
                 pass  # damage or trouble on the way: reading it whole tells
-        data = self.backend.get(part.key)
+        try:
+            data = self.backend.get(part.key)
+        except OSError as err:
+            if err.errno in UNREADABLE:
+                raise _PartError(f"cannot be read: {err}") from err
+            raise
         if expected is not None and hashlib.sha256(data).hexdigest() != expected.sha256:
             raise _PartError(
                 f"expected {expected.size_bytes} bytes of sha256 {expected.sha256}, got "

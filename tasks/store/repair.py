@@ -324,24 +324,23 @@ class _Step:
         for name, (part, rows) in tables.items():
             if part is None:
                 continue
-            is_bad = name in self.bad
-            kept = None
+            kept = TABLES[name].schema.empty_table()
             if rows is not None and not whole:
                 kept = rows
                 if len(keys):
                     of_row = digests_of("catalog" if kind == "catalog" else "images", rows)
                     kept = rows.filter(pa.array(~contains(keys, of_row)))
-            if not is_bad and kept is not None and kept.num_rows == rows.num_rows:
+            num_rows = 0 if rows is None else rows.num_rows
+            if name not in self.bad and kept.num_rows == num_rows:
                 continue
             self.remove.append(part)
-            if kept is not None and kept.num_rows:
+            if kept.num_rows:
                 self.add.append((part, kept))
-                self.num_rebuilt += is_bad
+                self.num_rebuilt += name in self.bad
             if name == "images" and rows is not None:
-                left = 0 if kept is None else kept.num_rows
-                self.num_removed += rows.num_rows - left
+                self.num_removed += num_rows - kept.num_rows
                 gone = set(rows["mask_store"].unique().to_pylist())
-                stay = set(kept["mask_store"].unique().to_pylist()) if kept is not None else set()
+                stay = set(kept["mask_store"].unique().to_pylist())
                 self.mask_stores |= gone - stay - {None}
 
     def _tables(self, name: str) -> tuple[layout.Part | None, pa.Table | None]:

@@ -1,8 +1,11 @@
 """Each kind of damage is found by its name, mended, scored again, and gone."""
 
+import errno
 import hashlib
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +13,9 @@ import pytest
 
 from pixelmill.tasks.store import Store, end_run, layout, publish, run_ledger
 from pixelmill.tasks.store.audit import audit_store
+from pixelmill.tasks.store.backend import LocalBackend
 from pixelmill.tasks.store.compact import compact
+from pixelmill.tasks.store.findings import KINDS
 from pixelmill.tasks.store.log import PartSum, PublishMark, load_record
 from pixelmill.tasks.store.prune import prune
 from pixelmill.tasks.store.repair import repair_store
@@ -167,13 +172,21 @@ DAMAGE = [
 ]
 
 
-@pytest.fixture
-def ended(store, fakes, contents):
+@pytest.fixture(scope="module")
+def sound(fakes, tmp_path_factory):
     """A store with one run of ten images and a broken file, published and ended in order."""
-    fakes.score_run(store, fakes.make_run(store, contents | {"broken.jpg": "x"}, run_id=RUN_A))
+    store = Store(tmp_path_factory.mktemp("sound") / "out", create=True)
+    files = {f"a/{i:02d}.jpg": f"picture {i}" for i in range(10)} | {"broken.jpg": "x"}
+    fakes.score_run(store, fakes.make_run(store, files, run_id=RUN_A))
     publish(store)
     end_run(store, run_ledger(store, RUN_A))
     return store
+
+
+@pytest.fixture
+def ended(sound, tmp_path):
+    """A copy of the sound store, to be damaged."""
+    return Store(shutil.copytree(sound.root, tmp_path / "ended"))
 
 
 @pytest.mark.parametrize(
@@ -340,6 +353,22 @@ def test_an_image_in_two_parts_stays_where_it_came_first(ended, fakes, contents)
     assert is_part_of(before, rows_of(Store(ended.root)))
 
 
+def test_lost_blocks_of_a_disk_are_damage_and_other_trouble_is_not(ended, fakes, monkeypatch):
+    broken = {part(ended, "captions"), mask_object(ended, "semantic")}
+    code, real = [errno.EIO], LocalBackend.get
+
+    def get(self, key):
+        if key in broken:
+            raise OSError(code[0], "of the disk", key)
+        return real(self, key)
+
+    monkeypatch.setattr(LocalBackend, "get", get)
+    assert {finding.key for finding in audit_store(ended).of("damage")} == broken
+    code[0] = errno.ETIMEDOUT
+    with pytest.raises(TimeoutError):
+        audit_store(ended)
+
+
 # Before publication, and after the death of processes
 
 
@@ -476,3 +505,10 @@ def test_what_an_audit_says_goes_into_json(ended, fakes):
     assert {"severity", "kind", "key", "what", "mendable", "remedy"} == set(
         told["repaired"]["findings"][0]
     )
+
+
+def test_the_page_tells_every_finding():
+    page = (Path(__file__).parents[3] / "docs" / "store-format.md").read_text()
+    for name, kind in KINDS.items():
+        if kind.severity != "note":
+            assert f"| {name} | {kind.meaning} | {kind.remedy} |" in page

@@ -1,8 +1,8 @@
 """Audit of a store of 1,000,000 images and 5,000,000 boxes, as a hundred nights leave it.
 
-`pytest -m benchmark -s tests/benchmarks/bench_audit.py` prints one line of JSON per mode. The store
-is made directly of published parts, with their log, receipts, catalog and a hundred ended runs;
-each audit runs in a fresh process, whose peak memory is that of auditing and nothing else.
+`pytest -m benchmark -s tests/benchmarks/test_bench_audit.py` prints one line of JSON each. The
+store is made directly of published parts, with their log, receipts, catalog and a hundred ended
+runs; each audit runs in a fresh process, whose peak memory is that of auditing and nothing else.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pixelmill.configs.schema import PreprocessConfig
+from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.store import (
     PLAN,
     TABLES,
@@ -183,12 +185,10 @@ def test_audit_of_a_million_images(million, machine, mode):
 def test_ledger_of_a_run_of_a_million_images(tmp_path, machine):
     """One run that planned a million images for one model and scored all of them."""
     store = Store(tmp_path / "out", create=True)
-    spec = pytest.importorskip("pixelmill.models.spec").ModelSpec(
+    spec = ModelSpec(
         name="detector", task="detection", architecture="fake", arguments={}, weights_path="w",
         weights_sha256="0" * 64, classes=("car",), precision="fp32",
-        preprocess=pytest.importorskip("pixelmill.configs.schema").PreprocessConfig(
-            canvases=((64, 64),)
-        ),
+        preprocess=PreprocessConfig(canvases=((64, 64),)),
     )  # fmt: skip
     run_id = run_id_of(0)
     number = np.arange(NUM_IMAGES)
