@@ -51,7 +51,7 @@ class CompiledTrunk:
         if shape not in self._graphs:
             # Exported first: each shape then is a program of its own, and the limit of programs
             # that torch.compile keeps for one function is never reached
-            module = export_trunk(self._trunk, shape).module()
+            module = export_trunk(self._trunk, shape, any_batch=False).module()
             on_gpu = self.device.type == "cuda"
             mode = "reduce-overhead" if on_gpu else "default"
             self._graphs[shape] = torch.compile(module, dynamic=False, mode=mode)

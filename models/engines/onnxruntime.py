@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from pixelmill.models.engines.cache import keep_folder
-from pixelmill.models.engines.export import OutputPlan, Shape, export_trunk, plan_outputs
+from pixelmill.models.engines.export import OutputPlan, Shape, keep_graph, plan_outputs
 from pixelmill.models.engines.pixels import PixelTrunk
 
 __all__ = ["OnnxSession", "OnnxTrunk", "import_onnxruntime"]
@@ -102,6 +102,7 @@ class OnnxTrunk:
         self._folder = folder
         self._where = device
         self._graphs: dict[Shape, _Graph] = {}
+        self._sessions: dict[Path, OnnxSession] = {}
 
     def __call__(self, images: Tensor) -> Any:
         """See `Trunk`."""
@@ -114,23 +115,25 @@ class OnnxTrunk:
     def _load(self, shape: Shape) -> _Graph:
         if self._folder is None:
             with tempfile.TemporaryDirectory() as scratch:
-                self._export(shape, Path(scratch))
-                session = OnnxSession(str(Path(scratch, _FILE_NAME)), self._where)
+                session = self._open(keep_graph(Path(scratch), self._trunk, shape, _save))
         else:
-            name = "x".join(str(side) for side in shape)
-            kept = keep_folder(self._folder / name, lambda folder: self._export(shape, folder))
-            session = OnnxSession(str(kept / _FILE_NAME), self._where)
+            session = self._open(keep_graph(self._folder, self._trunk, shape, _save))
         return _Graph(session, plan_outputs(self._trunk, shape))
 
-    def _export(self, shape: Shape, folder: Path) -> None:
-        try:
-            program = torch.onnx.export(
-                export_trunk(self._trunk, shape), dynamo=True, verbose=False
-            )
-        except ImportError as err:
-            raise ImportError(
-                "engine: onnxruntime exports the network with onnxscript; install it with: pip "
-                "install 'pixelmill[onnx]'"
-            ) from err
-        assert program is not None  # it is None for the older exporter only
-        program.save(folder / _FILE_NAME)
+    def _open(self, kept: Path) -> OnnxSession:
+        """One session for all the shapes that a graph takes."""
+        if kept not in self._sessions:
+            self._sessions[kept] = OnnxSession(str(kept / _FILE_NAME), self._where)
+        return self._sessions[kept]
+
+
+def _save(program: ExportedProgram, folder: Path) -> None:
+    try:
+        exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    except ImportError as err:
+        raise ImportError(
+            "engine: onnxruntime exports the network with onnxscript; install it with: pip "
+            "install 'pixelmill[onnx]'"
+        ) from err
+    assert exported is not None  # it is None for the older exporter only
+    exported.save(folder / _FILE_NAME)

@@ -16,9 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from pixelmill.models.engines.cache import keep_folder
-from pixelmill.models.engines.export import OutputPlan, Shape, export_trunk, plan_outputs
+from pixelmill.models.engines.export import (
+    OutputPlan,
+    Shape,
+    export_trunk,
+    keep_graph,
+    plan_outputs,
+)
 from pixelmill.models.engines.pixels import PixelTrunk
 
 __all__ = [
@@ -150,21 +156,18 @@ class OpenVinoTrunk:
         return graph.outputs.arrange(graph.session(images.numpy()))
 
     def _compile(self, shape: Shape) -> _Graph:
-        openvino = import_openvino()
         if self._folder is None:
-            model = self._convert(shape)
+            model = import_openvino().convert_model(export_trunk(self._trunk, shape))
         else:
-            name = "x".join(str(side) for side in shape)
-            kept = keep_folder(
-                self._folder / name,
-                lambda folder: openvino.save_model(
-                    self._convert(shape), folder / _FILE_NAME, compress_to_fp16=False
-                ),
-            )
+            kept = keep_graph(self._folder, self._trunk, shape, _save)
             model = openvino_core().read_model(kept / _FILE_NAME)
+        # also where the graph takes any batch: for fixed shapes the kernels are better chosen
+        model.reshape(list(shape))
         return _Graph(OpenVinoSession(model, self._precision), plan_outputs(self._trunk, shape))
 
-    def _convert(self, shape: Shape) -> Any:
-        model = import_openvino().convert_model(export_trunk(self._trunk, shape))
-        model.reshape(list(shape))
-        return model
+
+def _save(program: ExportedProgram, folder: Path) -> None:
+    openvino = import_openvino()
+    openvino.save_model(
+        openvino.convert_model(program), folder / _FILE_NAME, compress_to_fp16=False
+    )
