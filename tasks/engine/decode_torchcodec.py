@@ -5,6 +5,7 @@
 
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def decode_avif(data: bytes, limits: Limits) -> tuple[Pixels, tuple[str, ...]]:
     if b"avis" in data[8 : int.from_bytes(data[:4], "big")]:
         return decode_pillow.decode_moving_avif(data, limits), ("first_frame",)
     # Where there is alpha, "RGB" would multiply by it; where there is none, it costs 7 %
-    mode = "RGB_ALPHA" if b"auxC" in data else "RGB"
+    mode: Literal["RGB_ALPHA", "RGB"] = "RGB_ALPHA" if b"auxC" in data else "RGB"
     return _interleaved(decoders.decode_avif(_encoded(data), mode=mode)), ()  # type: ignore[attr-defined]
 
 
