@@ -134,6 +134,16 @@ class MaskSet:
     def __bool__(self) -> bool:
         return bool(self._semantic or self._instances)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the compressed planes."""
+        return sum(
+            len(plane)
+            for image in (*self._semantic, *self._instances)
+            for plane in image.planes
+            if plane is not None
+        )
+
     def add_semantic(self, image_id: str, labels: Labels) -> None:
         """Take a label map.
 

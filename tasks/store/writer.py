@@ -154,8 +154,9 @@ class ShardWriter:
 
     @property
     def num_bytes(self) -> int:
-        """Of the tables that were staged."""
-        return sum(file.size_bytes for file in self._files or ())
+        """Of what was staged, masks included."""
+        tables = sum(file.size_bytes for file in self._files or ())
+        return tables + sum(masks.num_bytes for masks in self._masks.values())
 
     def commit(self, stats: Mapping[str, float | int | str] | None = None) -> Receipt:
         """Write everything that is not staged yet, then the receipt.

@@ -1,6 +1,8 @@
+import functools
 import json
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from pixelmill.configs.schema import AugmentationConfig, BoxPostprocess, TilingConfig
 from pixelmill.tasks.engine.score import score_shard
+from pixelmill.tasks.engine.telemetry import bottleneck
 from pixelmill.tasks.store import Store, publish
 
 
@@ -39,6 +42,8 @@ def test_a_shard_is_scored_by_all_models_and_committed_once(
     assert {"read_s", "decode_s", "transform_s", "forward_s", "post_s", "wall_s"} <= set(
         outcome.stats
     )
+    assert outcome.stats["read_bytes"] == sum(path.stat().st_size for path in pictures.iterdir())
+    assert bottleneck(outcome.stats).split(":")[0].endswith("-bound")
 
 
 def test_batch_mates_position_and_shards_change_no_bit(
@@ -91,6 +96,21 @@ def test_stages_that_run_at_once_change_no_bit(
         )
     assert seen[0] == seen[1]
     assert tables[0] == tables[1]
+
+
+def test_two_shards_at_once_in_one_process_change_no_bit(
+    tmp_path, make_run, all_specs, pictures, read_results
+) -> None:
+    seen = []
+    for num_threads in (1, 2):
+        store = Store(tmp_path / f"store-{num_threads}", create=True)
+        run_id = make_run(
+            store, all_specs(), sorted(pictures.iterdir()), shard_of=lambda index: index % 2
+        )
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(functools.partial(score_shard, store.root, run_id), range(2)))
+        seen.append(read_results(store))
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
