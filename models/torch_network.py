@@ -48,6 +48,8 @@ class TorchNetwork(EngineNetwork):
         folded = fold_module(module, spec.preprocess)
         in_torch = spec.engine in _OF_TORCH
         # The others convert a float32 module on the CPU, and its read-out stays there
+        # fp32 is what the key says: cuDNN would round to the 11 bits of TF32 unless told otherwise
+        torch.backends.cudnn.allow_tf32 = False
         dtype = DTYPES[spec.precision] if in_torch else torch.float32
         place = device if in_torch else torch.device("cpu")
         folded = folded.to(device=place, dtype=dtype).to(memory_format=torch.channels_last)

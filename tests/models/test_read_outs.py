@@ -24,6 +24,7 @@ from pixelmill.models.ops.suppression import (
     rank,
 )
 from pixelmill.models.retinamask import RetinaMask, detection_outputs
+from pixelmill.models.torch_network import TorchNetwork
 
 CPU = torch.device("cpu")
 POSTPROCESSES = {
@@ -324,3 +325,10 @@ def test_waits_of_a_two_stage_detector_do_not_grow_with_the_batch(
     one, three = seen
     assert one["cpu"] == three["cpu"] == 2
     assert one["nonzero"] == three["nonzero"]
+
+
+def test_fp32_is_not_tf32(make_spec, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    TorchNetwork(torch.nn.Conv2d(3, 2, 3), make_spec("detection"), detection_outputs)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
