@@ -236,15 +236,15 @@ class TableAudit:
         if not images.num_rows:
             return
         with_masks = images.select(_MASK_COLUMNS).to_pandas()
-        if boxes is None:
-            boxes = TABLES["detections"].schema.empty_table()
-        boxes = boxes.filter(pc.is_valid(boxes["mask_layer"])).to_pandas()
+        found = TABLES["detections"].schema.empty_table() if boxes is None else boxes
+        with_layer = found.filter(pc.is_valid(found["mask_layer"])).to_pandas()
         store_of = with_masks.set_index("image_id")["mask_store"]
         store_of = store_of[~store_of.index.duplicated()]
-        boxes_by_store = dict(list(boxes.groupby(boxes["image_id"].map(store_of), sort=False)))
+        owner = with_layer["image_id"].map(store_of)
+        boxes_by_store = dict(list(with_layer.groupby(owner, sort=False)))
         for mask_store, rows in with_masks.groupby("mask_store", sort=True):
             self.mask_stores.add(str(mask_store))
-            of_store = boxes_by_store.get(mask_store, boxes.iloc[:0])
+            of_store = boxes_by_store.get(mask_store, with_layer.iloc[:0])
             for fault in check_masks(self.backend, str(mask_store), rows, of_store, full=self.full):
                 lost_ids = pa.table({"image_id": rows["image_id"][fault.images].tolist()})
                 if lost_ids.num_rows:  # else nobody reads it: its images were taken out

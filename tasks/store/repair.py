@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -368,7 +367,7 @@ class _Step:
             if counted is None or images is None:
                 whole = True
             else:
-                concerned = images.filter(pc.greater(images[counted], 0))
+                concerned = images.filter(pa.array(images[counted].to_numpy() > 0))
                 keys.append(digests_of("images", concerned))
         return whole, np.unique(np.concatenate([np.empty(0, "S16"), *keys]))
 

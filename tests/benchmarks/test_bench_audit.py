@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,7 +166,7 @@ def million(tmp_path_factory):
     return store
 
 
-def measure(code: str, *arguments: str) -> dict[str, object]:
+def measure(code: str, *arguments: str) -> dict[str, Any]:
     result = subprocess.run(
         [sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=False
     )
