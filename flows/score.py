@@ -228,7 +228,10 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
                     f"more failures than the {job.max_failures} that compute.max_failures allows, "
                     f"after {counter.num_inputs} images"
                 )
-            progress.tick(f", {len(submission.failed)} shards failed" if submission.failed else "")
+            detail = f", {len(submission.failed)} shards failed" if submission.failed else ""
+            if submission.num_held and not submission.num_in_flight:
+                detail += ", waiting for shards of another run"
+            progress.tick(detail)
 
         call = functools.partial(
             score_reference, store.root, neighbours.session, is_isolated=pool.is_isolated
@@ -251,7 +254,8 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
         reason["stopped"] = stop.reason
     elif submission.closed:
         reason["out of time"] = "no other shard would have ended before the deadline"
-    ended: Ended = next((kind for kind in EARLY if kind in reason), "done")
+    early: list[Ended] = [kind for kind in EARLY if kind in reason]
+    ended = early[0] if early else "done"
     return Scoring(
         num_shards=len(shards),
         num_done=len(shards) - len(todo) + counter.num_done,

@@ -43,7 +43,7 @@ def explain_refusal(error: BaseException) -> str | None:
         return f"the disk is full: free some space and run the same command again ({error})"
     if error.errno in _READ_ONLY:
         return (
-            "no permission to write, or a read-only file system: make it writable and run the "
-            f"same command again ({error})"
+            "no permission, or a read-only file system: make it writable and run the same command "
+            f"again ({error})"
         )
     return str(error) if isinstance(error, RefusedError) else None
