@@ -1,6 +1,6 @@
 """Views gathered into batches, scored, and handed back to the images they are of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,7 +240,7 @@ def score_piecewise(
 
 
 def gives_same_bits(
-    model: Model, canvases: list[Canvas], raw: Any, outputs: list[ViewOutput], size: int
+    model: Model, canvases: list[Canvas], raw: Any, outputs: Sequence[ViewOutput], size: int
 ) -> bool:
     """Whether a smaller batch gives the bits that a larger one has given.
 

@@ -14,7 +14,7 @@ _LEAST_FREE = 256 * _MIB
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes that each kind of data may take.
+    """Bytes that each kind of data may take, whatever memory there is.
 
     Attributes:
         read: encoded files, read ahead.
@@ -27,18 +27,16 @@ class Budget:
     views: int = 512 * _MIB
 
 
-def plan_budget(memory: int | None, used: int) -> Budget:
+def plan_budget(memory: int, used: int) -> Budget:
     """Share out the memory of a worker; half of what is free is left to the networks.
 
     Args:
-        memory: bytes that the process may have, or None if nobody said.
+        memory: bytes that the process may have.
         used: bytes that it has, its networks loaded.
 
     Raises:
         ValueError: the networks leave too little.
     """
-    if memory is None:
-        return Budget()
     free = memory - used
     if free < _LEAST_FREE:
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pixelmill.configs.schema import ComputeConfig, IngestConfig
-from pixelmill.tasks.engine.budget import ByteGate, plan_budget
+from pixelmill.tasks.engine.budget import Budget, ByteGate, plan_budget
 from pixelmill.tasks.engine.crumbs import Crumbs, Trail
 from pixelmill.tasks.engine.device import Device, DeviceLostError, pick_device
 from pixelmill.tasks.engine.exclusion import SharedLock
@@ -216,9 +216,11 @@ class _Scoring:
         )
         sizes = batch_sizes(store.root, store.dataset_id, self._device.label)
         self._models = Models(run.models, self._device, sizes)
+        self._budget = Budget()
         if compute.memory is not None:
             self._models.load_all()
-        self._budget = plan_budget(compute.memory, rss_bytes() or 0)
+            keys = tuple(spec.key for spec in run.models)
+            self._budget = _budget_of(compute.memory, keys, device)
         self._stages = ShardStages(
             writer,
             run.models,
@@ -304,9 +306,10 @@ class _Scoring:
         return ReadLimits(num_bytes=self._budget.read)
 
     def _window(self) -> int:
-        sizes = [spec.batch_size for spec in self._run.models]
         auto = _GPU_WINDOW if self._device.is_gpu else DEFAULT_SIZE
-        return max(auto if size == "auto" else size for size in sizes)
+        return max(
+            auto if spec.batch_size == "auto" else spec.batch_size for spec in self._run.models
+        )
 
     def _lanes(self) -> list[Lane]:
         """All stages in this thread, or each in its own and decoding in as many as there are."""
@@ -387,6 +390,13 @@ class _Scoring:
             stats[f"queue_mean/{name}"] = did.depth_sum[name] / max(1, number)
             stats[f"queue_max/{name}"] = did.depth_max[name]
         return stats
+
+
+@functools.lru_cache(maxsize=8)
+def _budget_of(memory: int, model_keys: tuple[str, ...], device: str) -> Budget:
+    """As it is when these networks have just been loaded; later shards leave traces in memory."""
+    del model_keys, device
+    return plan_budget(memory, rss_bytes() or 0)
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,18 +98,12 @@ class _Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Uploaded:
-    batch: Batch
-    upload: Upload
-
-
-@dataclass(frozen=True, slots=True)
 class _Forwarded:
     """A batch with the network's raw outputs, or with what the forward pass raised."""
 
     batch: Batch
-    upload: Upload
-    raw: Any
+    upload: Upload | None
+    raw: Any = None
     error: Exception | None = None
 
 
@@ -382,35 +376,40 @@ class ShardStages:
             self._plans[size, index, scale] = placements
         return placements
 
-    def _copy(self, batch: Batch) -> Iterable[_Uploaded]:
-        upload = self._device.upload(batch.canvases, batch.size, batch.model.network.device)
-        return (_Uploaded(batch, upload),)
+    def _copy(self, batch: Batch) -> Iterable[_Forwarded]:
+        try:
+            upload = self._device.upload(batch.canvases, batch.size, batch.model.network.device)
+        except Exception as err:  # no memory for it
+            return (_Forwarded(batch, None, error=err),)
+        return (_Forwarded(batch, upload),)
 
-    def _forward(self, item: _Uploaded) -> Iterable[_Forwarded]:
+    def _forward(self, item: _Forwarded) -> Iterable[_Forwarded]:
+        if item.upload is None:
+            return (item,)
         model = item.batch.model
         try:
             with model.lock:
                 raw = self._device.forward(model.network, item.upload)
         except Exception as err:
-            return (_Forwarded(item.batch, item.upload, None, err),)
-        return (_Forwarded(item.batch, item.upload, raw),)
+            return (replace(item, error=err),)
+        return (replace(item, raw=raw),)
 
     def _read_out(self, item: _Forwarded) -> Iterable[Work]:
         """Predictions, by canvas, back to the images; those that are done by it come out."""
-        batch, model = item.batch, item.batch.model
-        results: Sequence[ViewOutput | Exception]
+        batch, model, upload = item.batch, item.batch.model, item.upload
+        results: Sequence[ViewOutput | Exception] = ()
         started = time.perf_counter()
         error = item.error
-        if error is None:
+        if error is None and upload is not None:
             try:
-                with self._device.reading(item.upload, item.raw):
+                with self._device.reading(upload, item.raw):
                     outputs = checked(model.network.read_out(item.raw, batch.canvas), batch.size)
                     results = outputs[: len(batch.views)]
                 self._judge(item, outputs)
             except Exception as err:
                 error = err
-        else:
-            self._device.release(item.upload)
+        elif upload is not None:
+            self._device.release(upload)
         if error is not None:
             if is_out_of_memory(error):
                 self._device.free_memory()
@@ -421,9 +420,10 @@ class ShardStages:
                 error=error,
                 run_short=functools.partial(self._sizes.limit, model.spec.key, batch.canvas),
             )
-        elapsed_s = item.upload.forward_s + time.perf_counter() - started
+        device_s = 0.0 if upload is None else upload.forward_s
+        elapsed_s = device_s + time.perf_counter() - started
         model.forward_s += elapsed_s
-        model.device_s += item.upload.forward_s
+        model.device_s += device_s
         model.num_batches[batch.size] = model.num_batches.get(batch.size, 0) + 1
         if error is None and batch.check is None and batch.size == len(batch.views):
             self._sizes.observe(model.spec.key, batch.canvas, batch.size, elapsed_s)
@@ -432,9 +432,15 @@ class ShardStages:
     def _judge(self, item: _Forwarded, outputs: list[ViewOutput]) -> None:
         """Compare a smaller batch size with this one, if that is wanted."""
         batch = item.batch
-        if batch.check is not None:
+        if batch.check is None:
+            return
+        try:
             same = gives_same_bits(batch.model, batch.canvases, item.raw, outputs, batch.check)
-            self._sizes.judge(batch.model.spec.key, batch.canvas, batch.size, batch.check, same)
+        except Exception as err:
+            if not is_out_of_memory(err):
+                raise
+            return  # two batches at once do not fit, which says nothing of one
+        self._sizes.judge(batch.model.spec.key, batch.canvas, batch.size, batch.check, same)
 
     def _handed_back(self, batch: Batch, results: Sequence[ViewOutput | Exception]) -> list[Work]:
         with self._lock:

@@ -7,10 +7,6 @@ from pixelmill.tasks.engine.budget import Budget, ByteGate, plan_budget
 GIB = 2**30
 
 
-def test_without_a_limit_what_is_held_is_bounded_still():
-    assert plan_budget(None, 50 * GIB) == Budget()
-
-
 def test_half_of_what_is_free_is_left_to_the_networks():
     budget = plan_budget(3 * GIB, GIB)
     assert budget.read + budget.pixels + budget.views == GIB

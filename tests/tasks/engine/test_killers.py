@@ -15,7 +15,7 @@ from PIL import Image
 from pixelmill.configs.schema import BoxPostprocess, DetectionModel, PreprocessConfig
 from pixelmill.models.build import resolve_model
 from pixelmill.tasks.engine.decode import decode_image
-from pixelmill.tasks.engine.device import DeviceLostError
+from pixelmill.tasks.engine.device import Device, DeviceLostError
 from pixelmill.tasks.engine.score import score_shard
 from pixelmill.tasks.engine.watchdog import EXIT_CODE
 from pixelmill.tasks.store import publish
@@ -272,6 +272,28 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     outcome = score_shard(store.root, run_id, 0, device="cpu")
     assert outcome.num_scored[picky_spec.key] == 5
     assert outcome.num_failed == 0
+
+
+def test_a_batch_that_cannot_even_be_copied_is_halved_and_the_next_shard_starts_with_that(
+    tmp_path, store, make_run, picky_spec, monkeypatch
+) -> None:
+    sizes: list[int] = []
+    upload = Device.upload
+
+    def short(self, canvases, size, to):
+        sizes.append(size)
+        if size > 2:
+            raise torch.OutOfMemoryError("no room")
+        return upload(self, canvases, size, to)
+
+    monkeypatch.setattr(Device, "upload", short)
+    paths = paint(tmp_path / "images", ["grey"] * 8)
+    run_id = make_run(store, [picky_spec], paths, shard_of=lambda index: index // 4)
+    for shard in range(2):
+        outcome = score_shard(store.root, run_id, shard, device="cpu")
+        assert outcome.num_scored[picky_spec.key] == 4
+        assert outcome.num_failed == 0
+    assert sizes == [4, 2, 2]
 
 
 def test_a_network_that_can_score_nothing_fails_the_shard_and_not_the_images(
