@@ -30,6 +30,9 @@ def publish(store: StoreRoot = "pixelmill-store", /) -> ExitCode:
 
     summary = publish_store(Store(store))
     print(f"{summary.num_shards} shards published: {summary.num_images} rows of images")
+    if summary.num_damaged:
+        print(f"{summary.num_damaged} damaged and left out: `pixelmill audit {store} --repair`")
+        return ExitCode.FAILED
     return ExitCode.COMPLETE
 
 
