@@ -10,7 +10,7 @@ from PIL import Image
 
 from pixelmill.configs.schema import IngestConfig
 from pixelmill.tasks import ingest as ingest_module
-from pixelmill.tasks.ingest import KNOWN_COLUMNS, LISTING_SCHEMA, Listing, ingest
+from pixelmill.tasks.ingest import KNOWN_COLUMNS, LISTING_SCHEMA, Listing, ingest, join_again
 
 CONFIG = IngestConfig()
 NOTHING = LISTING_SCHEMA.empty_table()
@@ -142,3 +142,26 @@ def test_an_empty_folder_gives_an_empty_listing(tmp_path):
 def test_problems_are_passed_on(folder):
     (folder / "gone.jpg").symlink_to("nowhere")
     assert ingest(str(folder), CONFIG, NOTHING).problems["reason"].to_pylist() == ["broken_link"]
+
+
+def test_no_column_of_text_becomes_one_array(folder, monkeypatch):
+    # one array ends at 2 GB: 67 million ids
+    catalog = known(ingest(str(folder), CONFIG, NOTHING))
+    monkeypatch.setattr(ingest_module, "_ROWS_TAKEN", 2)
+    listing = ingest(str(folder), CONFIG, catalog)
+    assert max(len(chunk) for chunk in listing.images["image_id"].chunks) == 2
+    assert listing.images["image_id"].to_pylist() == catalog["image_id"].to_pylist()
+    assert listing.images["width"].to_pylist() == [10, 11, 12, 13, 14]
+
+
+def test_a_listing_learns_what_was_catalogued_since(folder):
+    before = ingest(str(folder), CONFIG, NOTHING)
+    catalog = known(before).slice(1, 3)
+    other_state = catalog.slice(0, 1).set_column(
+        2, catalog.schema.field("modified"), pa.array(["other"])
+    )
+    learnt = join_again(before, pa.concat_tables([catalog.slice(1), other_state]))
+    assert learnt.images.schema == LISTING_SCHEMA
+    assert learnt.images["image_id"].to_pylist() == [None, None, f"{2:032x}", f"{3:032x}", None]
+    assert learnt.images.drop_columns("image_id").equals(before.images.drop_columns("image_id"))
+    assert join_again(learnt, NOTHING).images.equals(learnt.images)

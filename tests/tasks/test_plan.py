@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -440,3 +441,30 @@ def test_every_listed_input_is_planned_or_skipped_for_a_reason(store, folder, re
             "duplicate": 1,
             "other_run": 0,
         }
+
+
+def test_what_has_failed_in_three_runs_is_tried_again_and_told(store, folder):
+    (folder / "bad.png").write_bytes(b"bad image")
+    for night in range(3):
+        made = run_all(store, folder, retryable=True)
+        assert (made.num_retried, made.num_stubborn) == (int(night > 0), 0)
+    made = plan(store, folder)
+    assert (made.num_retried, made.num_stubborn, made.num_quarantined) == (1, 1, 0)
+    (folder / "bad.png").write_bytes(b"bad again")
+    assert plan(store, folder).num_stubborn == 0, "it is another file now"
+
+
+def test_the_last_published_failure_counts_whatever_the_clock_said(store, folder, monkeypatch):
+    (folder / "bad.png").write_bytes(b"bad image")
+    run_all(store, folder, retryable=True)
+    publish(store)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2001, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("pixelmill.tasks.store.writer.datetime", Clock)
+    run_all(store, folder, retryable=False)
+    assert plan(store, folder).num_quarantined == 1
+    assert store.runs() == sorted(store.runs())
