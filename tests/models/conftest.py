@@ -4,6 +4,13 @@ from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.spec import ModelSpec
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache for each test."""
+    monkeypatch.setenv("PIXELMILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def make_spec():
     """Builds the spec of a model whose weights nobody reads."""

@@ -35,9 +35,8 @@ def save_pooling(path: Path, batch: int | str) -> None:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("batch", [1, 2, "batch"])
-def test_any_batch_axis_is_served_image_by_image(tmp_path, monkeypatch, batch, engine) -> None:
+def test_any_batch_axis_is_served_image_by_image(tmp_path, batch, engine) -> None:
     pytest.importorskip(engine)
-    monkeypatch.setenv("PIXELMILL_CACHE", str(tmp_path / "cache"))
     save_pooling(tmp_path / "pool.onnx", batch)
     config = SemanticModel(
         name="pool", weights="pool.onnx", classes=("r", "g", "b"), preprocess=RAW, engine=engine

@@ -10,13 +10,6 @@ from pixelmill.models.zoo import ARCHITECTURES
 ARGUMENTS: Arguments = {"num_classes": 3, "width": 4, "depth": 1}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache for each test."""
-    monkeypatch.setenv("PIXELMILL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def weights(tmp_path):
     """A small U-Net's checkpoint, random but always the same."""
