@@ -12,7 +12,7 @@ help:
 	@echo "make demo   set up, then score, evaluate and report on rendered scenes, offline"
 	@echo "make test   set up, then lint, types and every test"
 	@echo "make check  lint and types only"
-	@echo "make bench  the benchmarks: figures as JSON lines"
+	@echo "make bench  the benchmarks: JSON and tables in docs/benchmarks"
 	@echo "make clean  remove what the other targets made, .venv included"
 
 $(BIN)/python:
@@ -44,7 +44,13 @@ check: $(VENV)/.installed-dev | $(TYPES)
 test: check
 	$(BIN)/python -P -m pytest
 
-bench: $(VENV)/.installed-dev
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+# About 25 minutes on two cores; BENCH="throughput --workloads heavy" for a part of it
+bench: $(VENV)/.installed-bench
+	PYTHONPATH=tests/benchmarks $(BIN)/python -P -m pixelbench $(BENCH)
 	$(BIN)/python -P -m pytest -m benchmark -s tests/benchmarks
 
 clean:

@@ -7,6 +7,7 @@ grey level, a batch of eight is added up in another order than one image.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,13 +97,13 @@ def _boxes(a: Result, b: Result) -> Compared:
     return (agreed / count if count else 1.0), count
 
 
-def _there(array: NDArray[np.generic] | None) -> NDArray[np.generic]:
+def _there(array: NDArray[Any] | None) -> NDArray[Any]:
     if array is None:
         raise ValueError("boxes need scores and labels")
     return array
 
 
-def _iou(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.float64]:
+def _iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     first, second = a.astype(float)[:, None], b.astype(float)[None]
     low = np.maximum(first[..., :2], second[..., :2])
     high = np.minimum(first[..., 2:], second[..., 2:])

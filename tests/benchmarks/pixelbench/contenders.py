@@ -62,6 +62,11 @@ class Setting:
         """Of the one model."""
         return self.workload.specs[0]
 
+    @property
+    def batch_size(self) -> int:
+        """Of everybody who takes batches."""
+        return cast("int", self.spec.batch_size)
+
 
 class Contender(Protocol):
     """Something that scores images."""
@@ -108,7 +113,7 @@ class _Forward(_Base):
         canvases = [_canvas(path.read_bytes(), setting.spec) for path in setting.paths]
         self._batches = [
             torch.from_numpy(np.stack(batch)).to(self._network.device)
-            for batch in batched(canvases, setting.spec.batch_size)
+            for batch in batched(canvases, setting.batch_size)
         ]
 
     def score(self) -> dict[str, float]:
@@ -338,7 +343,7 @@ class _DataLoader(_Base):
         self._loop = build_loop(setting.workload, setting.device)
         self._loader = DataLoader(
             _Images(setting.paths, self._loop),
-            batch_size=setting.spec.batch_size,
+            batch_size=setting.batch_size,
             num_workers=LOADER_WORKERS,
             collate_fn=list,
             pin_memory=False,
@@ -364,7 +369,7 @@ class _RayActor:
         self._loop = build_loop(setting.workload, setting.device)
         self._folder = setting.workload.folder
         warm = self._loop.prepare(open_image(setting.paths[0]))
-        self._loop.score([warm] * setting.spec.batch_size)
+        self._loop.score([warm] * setting.batch_size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         started, cpu = time.monotonic(), time.process_time()
@@ -390,8 +395,8 @@ class _Ray(_Base):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        import ray
-        from ray.data import DataContext
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.data import DataContext  # pyright: ignore[reportMissingImports]
 
         ray.init(
             num_cpus=setting.num_cores,
@@ -406,7 +411,7 @@ class _Ray(_Base):
 
     def score(self) -> dict[str, float]:
         names = [path.name for path in self.setting.paths]
-        batch_size = self.setting.spec.batch_size
+        batch_size = self.setting.batch_size
         rows = (
             self._ray.data.from_items(names, override_num_blocks=-(-len(names) // batch_size))
             .map_batches(
@@ -461,7 +466,9 @@ class _Sahi(_Base):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         torch.set_num_threads(setting.num_cores)
-        from sahi.models.torchvision import TorchVisionDetectionModel
+        from sahi.models.torchvision import (  # pyright: ignore[reportMissingImports]
+            TorchVisionDetectionModel,
+        )
 
         loop: Any = build_loop(setting.workload, setting.device)
         is_torchvision = setting.workload.loop == "torchvision_detector"
@@ -475,7 +482,7 @@ class _Sahi(_Base):
         self._found: dict[str, Any] = {}
 
     def score(self) -> dict[str, float]:
-        from sahi.predict import get_prediction
+        from sahi.predict import get_prediction  # pyright: ignore[reportMissingImports]
 
         with torch.inference_mode():
             self._found = {

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,7 +19,7 @@ PACKAGES = (
 _JIFFY_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-def describe_machine() -> dict[str, object]:
+def describe_machine() -> dict[str, Any]:
     """Processor, memory, GPUs and versions of what is timed; what is not installed is left out."""
     versions = {name: found for name in PACKAGES if (found := _version(name))}
     return {

@@ -101,7 +101,7 @@ def nothing(shard: ShardRef, /, *, should_stop: Callable[[], bool]) -> int:
 def measure_shard_costs(scratch: Path, *, scale: float = 1.0) -> ShardCosts:
     """Measure all of them; `scale` < 1 for a quick look."""
     plans = [max(1000, int(scale * size)) for size in (10_000, 1_000_000)]
-    counts = [max(64, int(scale * count)) for count in (256, 2048)]
+    counts = [max(64, int(scale * count) // 64 * 64) for count in (256, 2048)]
     read_plan_ms, plan_bytes = {}, {}
     for num_images in plans:
         read_plan_ms[num_images], plan_bytes[num_images] = _time_plan(scratch, num_images)
@@ -196,10 +196,11 @@ def _time_commits(
         started = time.perf_counter()
         writer.commit({"wall_s": 10.0})
         commits.append(time.perf_counter() - started)
-        if (index + 1) % 64 == 0:
-            started = time.perf_counter()
-            publish(store)
-            seconds = time.perf_counter() - started
+        if (index + 1) % 64:
+            continue
+        started = time.perf_counter()
+        publish(store)
+        seconds = time.perf_counter() - started
         if index + 1 in counts:
             publish_ms[index + 1] = 1e3 * seconds
             started = time.perf_counter()
