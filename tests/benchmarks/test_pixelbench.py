@@ -9,7 +9,7 @@ from PIL import Image
 from pixelbench.agreement import compare
 from pixelbench.costs import RunCost, draw_memory
 from pixelbench.machine import cpu_seconds, describe_machine
-from pixelbench.rounds import Measured, Round, Table, summarise
+from pixelbench.rounds import Measured, Round, Table, count_clean, summarise
 from pixelbench.tables import costs_page, markdown_table, throughput_page
 from pixelbench.user_code import Result
 from pixelbench.workloads import _identity_graph, number_files
@@ -108,6 +108,13 @@ def test_rounds_are_summed_up_by_medians():
     assert (measured.images_per_s, measured.span) == (4.0, (2.0, 8.0))
     assert measured.cpu_s_per_image == 3.0 / 16
     assert measured.stages == {"cpu_s/decode": 0.25}
+
+
+def test_rounds_that_others_disturb_are_told_apart(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    rounds = [Round(1.0, 1.0, foreign, {}) for foreign in (0.0, 0.05, 0.4, 0.9)]
+    assert count_clean("pixelmill_2", rounds) == 2
+    assert count_clean("pixelmill_1", rounds) == 3
 
 
 def test_a_table_has_ratios_for_rivals_and_shares_of_the_bound():
