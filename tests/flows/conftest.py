@@ -1,11 +1,13 @@
 """Scenes, tiny random models, and commands as processes for the flows."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -141,11 +143,16 @@ def assert_same_predictions():
     def boxes(store: Store) -> pd.DataFrame:
         return store.boxes().sort_values(["image_id", "model", "rank"]).reset_index(drop=True)
 
-    def check(root: Path, reference: Store) -> None:
+    def of(images: set[str] | None, table: pd.DataFrame) -> pd.DataFrame:
+        if images is None:
+            return table
+        return table[table["image_id"].isin(images)].reset_index(drop=True)
+
+    def check(root: Path, reference: Store, only: set[str] | None = None) -> None:
         store = Store(root)
-        pd.testing.assert_frame_equal(rows(store), rows(reference))
-        pd.testing.assert_frame_equal(boxes(store), boxes(reference))
-        for image in rows(store)["image_id"].unique()[::10]:
+        pd.testing.assert_frame_equal(of(only, rows(store)), rows(reference))
+        pd.testing.assert_frame_equal(of(only, boxes(store)), boxes(reference))
+        for image in rows(reference)["image_id"].unique()[::10]:
             mask, expected = store.semantic_mask(image), reference.semantic_mask(image)
             assert (mask == expected).all()
 
@@ -153,9 +160,34 @@ def assert_same_predictions():
 
 
 @pytest.fixture(scope="session")
+def hostile() -> SimpleNamespace:
+    """hostile.py: tests are not a package."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("hostile.py"))))
+
+
+@pytest.fixture(scope="session")
+def chaos() -> SimpleNamespace:
+    """chaos.py likewise."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("chaos.py"))))
+
+
+@pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory) -> Path:
     """One home for all commands that tests start: only the first pays for the migrations."""
     return tmp_path_factory.mktemp("prefect")
+
+
+# Root reads and writes what it may not, by two capabilities; this gives them up for good
+POWERLESS = """
+import ctypes, os, sys
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+if os.geteuid() == 0:
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        if ctypes.CDLL(None, use_errno=True).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+os.execv(sys.executable, [sys.executable, "-P", *sys.argv[1:]])
+"""
 
 
 class Command:
@@ -165,7 +197,7 @@ class Command:
         self._stderr = folder / "stderr"
         with self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
-                (sys.executable, "-P", "-m", *arguments),
+                (sys.executable, "-P", *arguments),
                 env=environment,
                 cwd=folder,
                 stdout=subprocess.DEVNULL,
@@ -208,14 +240,26 @@ def launch(prefect_home, tmp_path_factory):
     clean["PREFECT_HOME"] = str(prefect_home)
     started: list[Command] = []
 
-    def launch(*arguments: object, **environment: str) -> Command:
-        texts = tuple(str(argument) for argument in arguments)
+    def launch(*module: object, before: tuple[object, ...] = (), **environment: str) -> Command:
+        texts = tuple(str(argument) for argument in (*before, "-m", *module))
         started.append(Command(texts, clean | environment, tmp_path_factory.mktemp("command")))
         return started[-1]
 
     yield launch
     for command in reversed(started):
         command.kill()
+
+
+@pytest.fixture(scope="module")
+def launch_powerless(launch, tmp_path_factory):
+    """Starts Python modules for which file permissions hold, even if root starts them."""
+    script = tmp_path_factory.mktemp("powerless") / "powerless.py"
+    script.write_text(POWERLESS)
+
+    def launch_powerless(*arguments: object, **environment: str) -> Command:
+        return launch(*arguments, before=(script,), **environment)
+
+    return launch_powerless
 
 
 @pytest.fixture(scope="module")
