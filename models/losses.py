@@ -1,14 +1,31 @@
 """Training losses as pure functions of tensors."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelmill.models.ops.boxes import box_area
+from pixelmill.models.ops.boxes import (
+    Weights,
+    box_area,
+    box_iou_pairs,
+    decode_boxes,
+    encode_boxes,
+)
 
-__all__ = ["dice_loss", "giou_loss", "hard_negatives", "sigmoid_focal_loss", "weighted_sum"]
+__all__ = [
+    "BoxLoss",
+    "box_loss",
+    "dice_loss",
+    "giou_loss",
+    "hard_negatives",
+    "sigmoid_focal_loss",
+    "weighted_sum",
+]
+
+BoxLoss = Literal["smooth_l1", "l1", "iou", "giou"]
 
 
 def sigmoid_focal_loss(
@@ -54,6 +71,45 @@ def giou_loss(predicted_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     hull_high = torch.maximum(predicted_xyxy[:, 2:], target_xyxy[:, 2:])
     hull = (hull_high - hull_low).prod(dim=1)
     return 1 - intersection / union + (hull - union) / hull
+
+
+def box_loss(
+    kind: BoxLoss,
+    deltas: Tensor,
+    target_xyxy: Tensor,
+    proposals_xyxy: Tensor,
+    *,
+    weights: Weights = (1.0, 1.0, 1.0, 1.0),
+    beta: float = 1.0,
+) -> Tensor:
+    """How far predicted boxes are from their truth, in one of the usual measures.
+
+    Args:
+        kind: "smooth_l1" or "l1" of the encoded offsets, summed over the four of a box; 1 - "iou"
+            or 1 - "giou" of the decoded box.
+        deltas: (N, 4) float, predicted.
+        target_xyxy: (N, 4) truth, sides above zero.
+        proposals_xyxy: (N, 4) boxes that the offsets refer to, sides above zero.
+        weights: of the box coding.
+        beta: smooth L1 is quadratic below it.
+
+    Returns:
+        (N,).
+
+    Raises:
+        ValueError: no such kind.
+    """
+    if kind in ("smooth_l1", "l1"):
+        codes = encode_boxes(target_xyxy, proposals_xyxy, weights)
+        if kind == "l1":
+            return (deltas - codes).abs().sum(dim=1)
+        return F.smooth_l1_loss(deltas, codes, reduction="none", beta=beta).sum(dim=1)
+    predicted = decode_boxes(deltas, proposals_xyxy, weights)
+    if kind == "giou":
+        return giou_loss(predicted, target_xyxy)
+    if kind == "iou":
+        return 1 - box_iou_pairs(predicted, target_xyxy)
+    raise ValueError(f"expected a box loss of smooth_l1, l1, iou or giou, got {kind!r}")
 
 
 def hard_negatives(errors: Tensor, positive: Tensor, ratio: float) -> Tensor:

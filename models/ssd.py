@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from pixelmill.models.dense import dense_outputs
 from pixelmill.models.feature_extractor import build_extractor
 from pixelmill.models.interface import BoxOutput
-from pixelmill.models.losses import hard_negatives
-from pixelmill.models.ops.boxes import box_iou, decode_boxes, encode_boxes
+from pixelmill.models.losses import BoxLoss, box_loss, hard_negatives
+from pixelmill.models.ops.boxes import box_iou, decode_boxes
 from pixelmill.models.ops.matching import BACKGROUND, match_anchors
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
@@ -128,7 +128,7 @@ class SSD(nn.Module):
         match_iou: least overlap of a default box with the object that it learns; each object has
             its best one besides.
         negative_ratio: background boxes learnt for each matched one, the worst ones.
-        box_loss: "smooth_l1" (the paper's) or "l1" on the offsets.
+        box_loss: "smooth_l1" (the paper's), or another of `losses.box_loss`.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class SSD(nn.Module):
         backbone: str = "vgg16",
         match_iou: float = 0.5,
         negative_ratio: float = 3.0,
-        box_loss: Literal["smooth_l1", "l1"] = "smooth_l1",
+        box_loss: BoxLoss = "smooth_l1",
     ) -> None:
         super().__init__()
         self.match_iou, self.negative_ratio, self.box_loss = match_iou, negative_ratio, box_loss
@@ -251,14 +251,22 @@ def ssd_loss(module: nn.Module, outputs: SSDOutput, targets: Sequence[Target]) -
     defaults = model.default_boxes(outputs.sizes, outputs.canvas).to(deltas.device)
     wanted = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
     box = deltas.new_zeros(())
-    measure = F.smooth_l1_loss if model.box_loss == "smooth_l1" else F.l1_loss
     for index, target in enumerate(truths):
         iou = box_iou(target.boxes_xyxy, defaults)
         match = match_anchors(iou, foreground=model.match_iou, background=model.match_iou)
         matched = match > BACKGROUND
         wanted[index, matched] = 1 + target.labels[match[matched]]
-        codes = encode_boxes(target.boxes_xyxy[match[matched]], defaults[matched], BOX_WEIGHTS)
-        box = box + measure(deltas[index, matched], codes, reduction="sum")
+        wanted_boxes = target.boxes_xyxy[match[matched]]
+        box = (
+            box
+            + box_loss(
+                model.box_loss,
+                deltas[index, matched],
+                wanted_boxes,
+                defaults[matched],
+                weights=BOX_WEIGHTS,
+            ).sum()
+        )
     errors = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
     positive = wanted > 0
     counted = positive | hard_negatives(errors, positive, model.negative_ratio)

@@ -6,7 +6,6 @@ candidates. Labels are those of the weights without placeholders such as "N/A".
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import urlparse
@@ -15,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
-from torchvision.models.detection import FCOS, MaskRCNN
+from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 
 from pixelmill.configs.schema import BoxPostprocess, CanvasSize, PreprocessConfig, TaskName
-from pixelmill.models.interface import BoxOutput, ClassOutput, SemanticOutput, ViewOutput
-from pixelmill.models.ops.boxes import clip_boxes, large_enough
-from pixelmill.models.ops.candidates import best_candidates, fetch, in_blocks, pieces, survivors
+from pixelmill.models.interface import ClassOutput, SemanticOutput, ViewOutput
+from pixelmill.models.ops.boxes import clip_boxes
+from pixelmill.models.ops.candidates import best_candidates, fetch, pieces, taken_from
 from pixelmill.models.ops.masks import settled
-from pixelmill.models.ops.suppression import class_thresholds, greedy_nms
+from pixelmill.models.ops.suppression import class_thresholds
 from pixelmill.models.spec import Arguments, ModelSpec
+from pixelmill.models.two_stage import Parts, TwoStage, read_two_stage
 from pixelmill.models.zoo import Architecture
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "download_weights",
     "find_defaults",
     "list_architectures",
-    "propose_many",
 ]
 
 PREFIX = "torchvision/"
@@ -47,9 +45,6 @@ _BACKGROUND = "__background__"
 
 # torchvision's `overwrite_eps`: their COCO_V1 weights, the only ones, were trained without it
 _EPS_0 = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
-
-# Regions in one run of the mask head on a GPU
-_BLOCK = 128
 
 Family = Literal["one_stage", "two_stage", "semantic", "classification"]
 
@@ -362,14 +357,12 @@ class _OneStage(_Detector):
         return cast("Tensor", self.model.anchor_generator(one, shapes)[0])
 
 
-class _TwoStage(_Detector):
+class _TwoStage(_Detector, TwoStage):
     """The backbone; the rest is run by the read-out."""
 
-    def to(self, *args: Any, **kwargs: Any) -> "_TwoStage":
-        """As for any module, but only the backbone gives up float32: anchors need its digits."""
-        self.model.backbone.to(*args, **kwargs)
-        kwargs.pop("dtype", None)
-        return super().to(*args, **kwargs)
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.model.backbone, self.model.rpn, self.model.roi_heads)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self._features(images)
@@ -412,22 +405,13 @@ def _read_one_stage(
     for piece in pieces(len(head["cls_logits"]), anchors.device):
         raw = {name: tensor[piece].float() for name, tensor in head.items()}
         scores = _one_stage_scores(trunk.model, raw)[..., trunk.class_indices]
-        best = best_candidates(scores >= thresholds, _taken_from(scores), config.pre_nms_top_k)
+        best = best_candidates(scores >= thresholds, taken_from(scores), config.pre_nms_top_k)
         deltas = raw["bbox_regression"].gather(1, best.places[..., None].expand(-1, -1, 4))
         boxes_xyxy = _decode_one_stage(
             trunk.model, deltas.flatten(0, 1), anchors[best.places.flatten()]
         ).view_as(deltas)
         results += fetch(clip_boxes(boxes_xyxy, canvas), best)
     return results
-
-
-def _taken_from(scores: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """How `best_candidates` looks up (B, A, K) scores."""
-
-    def score_of(image: Tensor, place: Tensor, label: Tensor) -> Tensor:
-        return scores[image, place, label]
-
-    return score_of
 
 
 def _one_stage_scores(model: nn.Module, raw: Mapping[str, Tensor]) -> Tensor:
@@ -446,132 +430,11 @@ def _decode_one_stage(model: Any, deltas: Tensor, anchors: Tensor) -> Tensor:
     return cast("Tensor", model.box_coder.decode_single(deltas, anchors))
 
 
-def _read_two_stage(
-    module: nn.Module, outputs: dict[str, Tensor], spec: ModelSpec, canvas: tuple[int, int]
-) -> list[ViewOutput]:
-    """Regions of interest, their classes and boxes, and masks if the task wants them.
-
-    On the CPU one image at a time: in a common matrix product of all regions an image's last bits
-    would depend on how many regions its batch mates have. On a GPU all at once: there every image
-    is given the same number of regions, of which the last may be empty.
-    """
-    trunk = cast("_TwoStage", module)
-    features = {name: tensor.float() for name, tensor in outputs.items()}
-    first = next(iter(features.values()))
-    results: list[ViewOutput] = []
-    for piece in pieces(len(first), first.device):
-        part = {name: tensor[piece] for name, tensor in features.items()}
-        found = _read_regions(trunk, part, spec, canvas)
-        if isinstance(trunk.model, MaskRCNN) and spec.task == "instance_segmentation":
-            found = _with_masks(trunk, part, found, spec, canvas)
-        results += found
-    return results
-
-
-def _read_regions(
-    trunk: _TwoStage, features: dict[str, Tensor], spec: ModelSpec, canvas: tuple[int, int]
-) -> list[BoxOutput]:
-    heads = trunk.model.roi_heads
-    config = cast("BoxPostprocess", spec.postprocess)
-    propose = _propose_one if trunk.class_indices.device.type == "cpu" else propose_many
-    proposals, is_region = propose(trunk.model.rpn, features, canvas)
-    num_images, num_regions = is_region.shape
-    regions = list(proposals)
-    pooled = heads.box_roi_pool(features, regions, [canvas] * num_images)
-    logits, deltas = heads.box_predictor(heads.box_head(pooled))
-    boxes_xyxy = heads.box_coder.decode(deltas, regions)[:, trunk.class_indices]
-    boxes_xyxy = clip_boxes(boxes_xyxy, canvas).view(num_images, num_regions, -1, 4)
-    scores = F.softmax(logits, -1)[:, trunk.class_indices].view(num_images, num_regions, -1)
-    thresholds = class_thresholds(config, spec.classes).to(scores.device, non_blocking=True)
-    # As torchvision does before its suppression
-    usable = large_enough(boxes_xyxy, 1e-2) & is_region[..., None]
-    best = best_candidates(
-        (scores >= thresholds) & usable, _taken_from(scores), config.pre_nms_top_k
-    )
-    images = torch.arange(num_images, device=scores.device)[:, None]
-    return fetch(boxes_xyxy[images, best.places, best.labels.clamp(min=0)], best)
-
-
-def _propose_one(
-    rpn: Any, features: dict[str, Tensor], canvas: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Torchvision's regions of one image; see `propose_many`."""
-    one = ImageList(next(iter(features.values())).new_empty(()).expand(1, 3, *canvas), [canvas])
-    (proposals,), _ = rpn(one, features)
-    return proposals[None], proposals.new_ones((1, len(proposals)), dtype=torch.bool)
-
-
-def propose_many(
-    rpn: Any, features: dict[str, Tensor], canvas: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Regions of all images of a batch, as many for each.
-
-    What torchvision's RegionProposalNetwork gives, which asks the device for values several times
-    per image.
-
-    Args:
-        rpn: torchvision's module.
-        features: pyramid levels (B, C, h, w).
-        canvas: (height, width) of the images.
-
-    Returns:
-        (B, R, 4) float32 boxes, best first and filled up with empty ones, and (B, R) bool: which
-        are none of the latter.
-    """
-    levels = list(features.values())
-    batch_size = len(levels[0])
-    objectness, deltas = rpn.head(levels)
-    images = ImageList(levels[0].new_empty(()).expand(1, 3, *canvas), [canvas])
-    (anchors,) = rpn.anchor_generator(images, [level[:1] for level in levels])
-    sizes = [level.shape[1] * level.shape[2] * level.shape[3] for level in objectness]
-    objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-    objectness, deltas = objectness.view(batch_size, -1), deltas.view(batch_size, -1, 4)
-    boxes, scores, starts = [], [], 0
-    for part, part_anchors in zip(objectness.split(sizes, 1), anchors.split(sizes), strict=True):
-        best, places = part.topk(min(rpn.pre_nms_top_n(), part.shape[1]), dim=1)
-        chosen = deltas[:, starts : starts + part.shape[1]].gather(
-            1, places[..., None].expand(-1, -1, 4)
-        )
-        decoded = rpn.box_coder.decode_single(chosen.flatten(0, 1), part_anchors[places.flatten()])
-        part_boxes = clip_boxes(decoded, canvas).view_as(chosen)
-        part_scores = best.sigmoid()
-        usable = large_enough(part_boxes, rpn.min_size) & (part_scores >= rpn.score_thresh)
-        kept = greedy_nms(part_boxes, usable, rpn.nms_thresh)
-        boxes.append(part_boxes)
-        scores.append(torch.where(kept, part_scores, -1.0))
-        starts += part.shape[1]
-    all_boxes, all_scores = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
-    order = all_scores.sort(dim=1, descending=True, stable=True)
-    top = order.indices[:, : rpn.post_nms_top_n()]
-    is_region = order.values[:, : rpn.post_nms_top_n()] >= 0
-    proposals = all_boxes.gather(1, top[..., None].expand(-1, -1, 4))
-    return proposals * is_region[..., None], is_region
-
-
-def _with_masks(
-    trunk: _TwoStage,
-    features: dict[str, Tensor],
-    candidates: Sequence[BoxOutput],
-    spec: ModelSpec,
-    canvas: tuple[int, int],
-) -> list[BoxOutput]:
-    """Add the masks; drop the boxes that the engine's suppression would drop with theirs."""
-    heads, device = trunk.model.roi_heads, trunk.class_indices.device
-    kept = [survivors(each, cast("BoxPostprocess", spec.postprocess)) for each in candidates]
-    boxes = [each.boxes_xyxy.to(device, non_blocking=True) for each in kept]
-    pooled = heads.mask_roi_pool(features, boxes, [canvas] * len(kept))
-    logits = in_blocks(lambda part: heads.mask_predictor(heads.mask_head(part)), pooled, _BLOCK)
-    labels = torch.cat([each.labels for each in kept]).to(device, non_blocking=True)
-    own = logits[torch.arange(len(labels), device=device), trunk.class_indices[labels]]
-    probs = own.sigmoid().cpu().split([len(each.labels) for each in kept])
-    return [replace(each, mask_probs=mine) for each, mine in zip(kept, probs, strict=True)]
-
-
 _READ_OUTS: Mapping[
     Family, Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], list[ViewOutput]]
 ] = {
     "one_stage": _read_one_stage,
-    "two_stage": _read_two_stage,
+    "two_stage": read_two_stage,
     "semantic": _read_semantic,
     "classification": _read_classes,
 }

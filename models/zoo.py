@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from pixelmill.configs.schema import TaskName
 from pixelmill.models.captioning import caption_loss, caption_outputs
+from pixelmill.models.fast_rcnn import FastRCNN
+from pixelmill.models.faster_rcnn import FasterRCNN
 from pixelmill.models.frrn import FRRN
 from pixelmill.models.fully_convolutional import EncoderDecoder, FullResolutionNet
 from pixelmill.models.gcn import GCN
 from pixelmill.models.interface import ViewOutput
+from pixelmill.models.mask_rcnn import MaskRCNN
 from pixelmill.models.pspnet import PSPNet
+from pixelmill.models.rcnn import RCNN
 from pixelmill.models.retinamask import RetinaMask, detection_loss, detection_outputs
 from pixelmill.models.semantic import semantic_loss, semantic_outputs
 from pixelmill.models.semantic_fpn import SemanticFPN
@@ -22,6 +26,7 @@ from pixelmill.models.show_attend_tell import ShowAttendTell
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.ssd import SSD, ssd_loss, ssd_outputs
 from pixelmill.models.targets import Target
+from pixelmill.models.two_stage import read_two_stage, two_stage_loss
 from pixelmill.models.unet import UNet
 from pixelmill.models.unet_plus_plus import UNetPlusPlus
 from pixelmill.models.yolo_v1 import YOLOv1, yolo_v1_loss, yolo_v1_outputs
@@ -67,6 +72,10 @@ def _semantic(build: Callable[..., nn.Module], auxiliary_weight: float = 1.0) ->
     )
 
 
+def _two_stage(build: Callable[..., nn.Module], *more: TaskName) -> Architecture:
+    return Architecture(build, ("detection", *more), read_two_stage, two_stage_loss)
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "retinamask": Architecture(
         build=RetinaMask,
@@ -78,6 +87,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "yolo_v1": Architecture(YOLOv1, ("detection",), yolo_v1_outputs, yolo_v1_loss),
     "yolo_v2": Architecture(YOLOv2, ("detection",), yolo_v2_outputs, yolo_v2_loss),
     "yolo_v3": Architecture(YOLOv3, ("detection",), yolo_v3_outputs, yolo_v3_loss),
+    "rcnn": _two_stage(RCNN),
+    "fast_rcnn": _two_stage(FastRCNN),
+    "faster_rcnn": _two_stage(FasterRCNN),
+    "mask_rcnn": _two_stage(MaskRCNN, "instance_segmentation"),
     "full_resolution": _semantic(FullResolutionNet),
     "encoder_decoder": _semantic(EncoderDecoder),
     "unet": _semantic(UNet),

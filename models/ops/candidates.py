@@ -15,7 +15,15 @@ from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.ops.suppression import hard_nms
 
-__all__ = ["Candidates", "best_candidates", "fetch", "in_blocks", "pieces", "survivors"]
+__all__ = [
+    "Candidates",
+    "best_candidates",
+    "fetch",
+    "in_blocks",
+    "pieces",
+    "survivors",
+    "taken_from",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,15 @@ def best_candidates(
         labels=torch.where(rank < count[:, None], labels[chosen], -1),
         scores=scores[chosen],
     )
+
+
+def taken_from(scores: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """How `best_candidates` looks up (B, A, K) scores."""
+
+    def score_of(image: Tensor, place: Tensor, label: Tensor) -> Tensor:
+        return scores[image, place, label]
+
+    return score_of
 
 
 def fetch(boxes_xyxy: Tensor, candidates: Candidates) -> list[BoxOutput]:

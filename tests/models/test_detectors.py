@@ -1,4 +1,4 @@
-"""What holds for each of the dense detectors: its size, its shapes, its gradient, its learning."""
+"""What holds for each of the detectors: its size, its shapes, its gradient, its learning."""
 
 import pytest
 import torch
@@ -21,6 +21,44 @@ SMALL = {
     "yolo_v2": ({"variant": "tiny", "width": 4, "head_width": 32}, (96, 128), 5e-3, 80),
     "yolo_v3": ({"variant": "tiny", "width": 4}, (96, 128), 5e-3, 80),
     "ssd": ({"backbone": "mobilenet_v3_large"}, (300, 300), 1e-3, 0),
+    "rcnn": (
+        {"backbone": "mobilenet_v3_large", "crop_size": 64, "context": 5, "num_sampled": 16},
+        (96, 128),
+        2e-3,
+        40,
+    ),
+    "fast_rcnn": (
+        {"backbone": "mobilenet_v3_large", "hidden": 64, "dropout": 0.0},
+        (96, 128),
+        2e-3,
+        40,
+    ),
+    "faster_rcnn": (
+        {
+            "backbone": "mobilenet_v3_large",
+            "anchor_sizes": (32, 64),
+            "num_proposals_training": 100,
+            "hidden": 64,
+            "dropout": 0.0,
+        },
+        (96, 128),
+        2e-3,
+        60,
+    ),
+    "mask_rcnn": (
+        {
+            "backbone": "mobilenet_v3_large",
+            "fpn_channels": 16,
+            "mask_channels": 16,
+            "anchor_sizes": (16, 32, 48, 64, 96),
+            "num_proposals_training": 100,
+            "num_sampled": 64,
+            "hidden": 64,
+        },
+        (96, 128),
+        2e-3,
+        60,
+    ),
     "retinamask": ({"width": 8, "fpn_channels": 16}, (96, 128), 5e-3, 80),
 }
 
@@ -102,6 +140,13 @@ def test_yolo_v1_names_the_canvas_that_it_needs():
         YOLOv1(3, 100)
 
 
+def masks(boxes: torch.Tensor, canvas: tuple[int, int]) -> torch.Tensor:
+    filled = torch.zeros(len(boxes), *canvas, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(filled, boxes.round().long().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return filled
+
+
 @pytest.fixture
 def pictures():
     """Two pictures of coloured rectangles, one with an empty neighbour, and their truth."""
@@ -115,9 +160,12 @@ def pictures():
         for index, truth in ((0, boxes), (1, other)):
             for channel, (x1, y1, x2, y2) in enumerate(truth.round().long().tolist()):
                 images[index, channel, y1:y2, x1:x2] = 2.0
-        empty = BoxTarget(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        labels = torch.tensor([0, 1]), torch.tensor([2])
-        return images, [BoxTarget(boxes, labels[0]), BoxTarget(other, labels[1]), empty]
+        nothing = torch.zeros(0, 4)
+        labels = torch.tensor([0, 1]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)
+        return images, [
+            BoxTarget(each, label, masks(each, canvas))
+            for each, label in zip((boxes, other, nothing), labels, strict=True)
+        ]
 
     return make
 

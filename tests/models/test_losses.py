@@ -3,7 +3,13 @@ import torch
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from pixelmill.models.losses import dice_loss, giou_loss, sigmoid_focal_loss, weighted_sum
+from pixelmill.models.losses import (
+    box_loss,
+    dice_loss,
+    giou_loss,
+    sigmoid_focal_loss,
+    weighted_sum,
+)
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 1.5)])
@@ -62,3 +68,36 @@ def test_a_class_that_is_in_neither_costs_nothing():
 def test_a_term_without_weight_counts_once():
     terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
     assert weighted_sum(terms, {"b": 10.0}) == 32
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # A box of 10 x 10 predicted 2 pixels right of its truth: an offset of 0.2, times 10;
+        # an overlap of 80 of 120 pixels, and no hull beyond the union
+        ("l1", 2.0),
+        ("smooth_l1", 2.0 - 0.5 * 1.0),
+        ("iou", 1 - 80 / 120),
+        ("giou", 1 - 80 / 120),
+    ],
+)
+def test_each_box_loss_of_a_shifted_box(kind, expected):
+    box = torch.tensor([[0.0, 0, 10, 10]])
+    weights = (10.0, 10.0, 5.0, 5.0)
+    shifted = torch.tensor([[2.0, 0, 0, 0]])
+    loss = box_loss(kind, shifted, box, box, weights=weights, beta=1.0)
+    assert loss.tolist() == pytest.approx([expected])
+    assert box_loss(kind, torch.zeros(1, 4), box, box, weights=weights).tolist() == [0.0]
+
+
+def test_only_giou_draws_boxes_together_that_do_not_meet():
+    box = torch.tensor([[0.0, 0, 10, 10]])
+    for kind, moves in (("iou", False), ("giou", True)):
+        far = torch.tensor([[3.0, 0, 0, 0]], requires_grad=True)
+        box_loss(kind, far, box, box).sum().backward()
+        assert bool(far.grad.any()) == moves
+
+
+def test_an_unknown_box_loss_is_told():
+    with pytest.raises(ValueError, match="giou, got 'l2'"):
+        box_loss("l2", torch.zeros(1, 4), torch.ones(1, 4), torch.ones(1, 4))

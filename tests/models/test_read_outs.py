@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.image_list import ImageList
 
 from pixelmill.configs.schema import BoxPostprocess
-from pixelmill.models import retinamask, torchvision_zoo
+from pixelmill.models import retinamask, torchvision_zoo, two_stage
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.ops.anchors import make_anchors
 from pixelmill.models.ops.boxes import clip_boxes, decode_boxes, large_enough
@@ -87,7 +87,7 @@ class Waits(TorchDispatchMode):
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     """Batches are read out as on a GPU, on the CPU; what is asked of copies is not counted."""
     waits = Waits()
-    for module in (torchvision_zoo, retinamask):
+    for module in (torchvision_zoo, two_stage, retinamask):
         monkeypatch.setattr(module, "pieces", lambda size, device: [slice(0, size)])
 
     def copy_to_host(tensor: Tensor) -> Tensor:
@@ -291,7 +291,7 @@ def test_a_two_stage_detector_reads_a_batch_as_image_by_image(make_trunk, make_s
     spec = make_spec(task, postprocess=POSTPROCESSES[name])
     with torch.no_grad():
         expected = two_stage_image_by_image(trunk, features, spec, canvas)
-        assert_equal(torchvision_zoo._read_two_stage(trunk, features, spec, canvas), expected)
+        assert_equal(two_stage.read_two_stage(trunk, features, spec, canvas), expected)
     assert (sum(len(each.scores) for each in expected) > 0) == (name != "none")
 
 
@@ -299,7 +299,7 @@ def test_regions_of_a_batch_are_those_of_torchvision(make_trunk):
     trunk, canvas, features = make_trunk("maskrcnn_resnet50_fpn")
     rpn = trunk.model.rpn
     with torch.no_grad():
-        boxes, is_region = torchvision_zoo.propose_many(rpn, features, canvas)
+        boxes, is_region = two_stage.propose_many(rpn, features, canvas, canvas)
         for index in range(3):
             own = {name: tensor[index : index + 1] for name, tensor in features.items()}
             (expected,), _ = rpn(ImageList(torch.empty((1, 3, *canvas)), [canvas]), own)
@@ -314,12 +314,12 @@ def test_waits_of_a_two_stage_detector_do_not_grow_with_the_batch(
 ):
     trunk, canvas, features = make_trunk("maskrcnn_resnet50_fpn")
     spec = make_spec("instance_segmentation", postprocess=POSTPROCESSES["bounded"])
-    monkeypatch.setattr(torchvision_zoo, "_propose_one", torchvision_zoo.propose_many)
+    monkeypatch.setattr(two_stage, "_propose_one", two_stage.propose_many)
     seen = []
     for num_images in (1, 3):
         part = {name: tensor[:num_images] for name, tensor in features.items()}
         with torch.no_grad(), as_on_a_gpu(monkeypatch) as waits:
-            found = torchvision_zoo._read_two_stage(trunk, part, spec, canvas)
+            found = two_stage.read_two_stage(trunk, part, spec, canvas)
         assert_close_outputs(found, two_stage_image_by_image(trunk, part, spec, canvas))
         seen.append(waits)
     one, three = seen

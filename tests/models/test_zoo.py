@@ -15,6 +15,26 @@ OUTPUTS = {
     ),
     "yolo_v2": (BoxOutput, {"num_classes": 3, "variant": "tiny", "width": 4}, BoxPostprocess()),
     "yolo_v3": (BoxOutput, {"num_classes": 3, "variant": "tiny", "width": 4}, BoxPostprocess()),
+    "rcnn": (
+        BoxOutput,
+        {"num_classes": 3, "backbone": "mobilenet_v3_large", "crop_size": 64},
+        BoxPostprocess(),
+    ),
+    "fast_rcnn": (
+        BoxOutput,
+        {"num_classes": 3, "backbone": "mobilenet_v3_large", "hidden": 8},
+        BoxPostprocess(),
+    ),
+    "faster_rcnn": (
+        BoxOutput,
+        {"num_classes": 3, "backbone": "mobilenet_v3_large", "hidden": 8},
+        BoxPostprocess(),
+    ),
+    "mask_rcnn": (
+        BoxOutput,
+        {"num_classes": 3, "backbone": "mobilenet_v3_large", "fpn_channels": 8, "hidden": 8},
+        BoxPostprocess(),
+    ),
     "full_resolution": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
     "encoder_decoder": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
     "unet": (SemanticOutput, {"num_classes": 3, "width": 4}, None),
