@@ -369,6 +369,12 @@ class EvaluationConfig(Frozen):
         default=None, description="folder of PNG label maps named like the images"
     )
     captions: LocalPath | None = Field(default=None, description="COCO captions JSON")
+def _check_draws(number: int) -> int:
+    if 0 < number < 100:
+        raise ValueError(f"expected 0 for no intervals, or at least 100 draws; got {number}")
+    return number
+
+
     labels: LocalPath | None = Field(
         default=None, description="CSV with the columns file_name and label"
     )
@@ -393,6 +399,12 @@ class RunConfig(Frozen):
     description: str = Field(default="", description="one line for `pixelmill config list`")
     images: str | None = Field(
         default=None, description="default folder or URL where the command names none"
+    )
+    bootstrap: Annotated[int, AfterValidator(_check_draws)] = Field(
+        default=1000,
+        ge=0,
+        le=100_000,
+        description="draws of images for the 95 % intervals of the headline numbers; 0: none",
     )
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="all fed by one decode")
     ingest: IngestConfig = Field(default_factory=IngestConfig)

@@ -11,6 +11,7 @@ from pixelmill.flows.score import RunReport
 from pixelmill.tasks.display import printable, redact
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
+from pixelmill.tasks.report.formats import format_interval
 from pixelmill.tasks.store import RunEnd, SkipReason
 from pixelmill.tasks.store.audit import Audit
 from pixelmill.tasks.store.repair import Repair
@@ -158,14 +159,18 @@ def print_audit(console: Console, audit: Audit, repair: Repair | None = None) ->
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     """The headline numbers of each model."""
-    rows = [
-        (model.model_key, model.kind, metric.name, f"{metric.value:.3f}")
-        for model in evaluation.models
-        for metric in model.headline
-    ]
-    if rows:
-        console.print(_table(("model", "compared", "metric", "value"), rows, num_text=3))
-        names = dict.fromkeys(name for _, _, name, _ in rows)
+    shown = [(model, metric) for model in evaluation.models for metric in model.headline]
+    if shown:
+        # no empty column where no number has an interval
+        with_intervals = any(metric.interval for _, metric in shown)
+        rows = [
+            (model.model_key, model.kind, metric.name, f"{metric.value:.3f}")
+            + ((format_interval(metric.interval),) if with_intervals else ())
+            for model, metric in shown
+        ]
+        head = ("model", "compared", "metric", "value", "95 % interval")
+        console.print(_table(head[: len(rows[0])], rows, num_text=3))
+        names = dict.fromkeys(metric.name for _, metric in shown)
         legend = "; ".join(f"{name} = {LEGEND[name]}" for name in names if name in LEGEND)
         console.print(legend, highlight=False, style="dim")
     for key, reason in evaluation.skipped.items():

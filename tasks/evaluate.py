@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pixelmill.configs.schema import EvaluationConfig
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.metrics.bootstrap import MIN_IMAGES, Number, Statistics, intervals
 from pixelmill.tasks.metrics.captions import score_captions
 from pixelmill.tasks.metrics.classification import score_labels
 from pixelmill.tasks.metrics.detection import (
@@ -33,10 +34,13 @@ from pixelmill.tasks.metrics.results import (
     ModelEvaluation,
 )
 from pixelmill.tasks.metrics.segmentation import (
+    class_tallies,
     confusion_counts,
+    mean_image_iou,
     mean_iou,
     score_confusion,
 )
+from pixelmill.tasks.metrics.statistics import PixelStatistics
 from pixelmill.tasks.names import name_fault
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import Store
@@ -429,8 +433,10 @@ def _result(
     kind: Kind,
     metrics: Sequence[Metric],
     notes: Sequence[str],
+    statistics: Statistics,
     **details: Any,
 ) -> ModelEvaluation:
+    metrics, doubt = _with_intervals(metrics, statistics, context.config.bootstrap)
     by_name = {metric.name: metric for metric in metrics}
     gaps = []
     if scored.missing:
@@ -444,13 +450,29 @@ def _result(
         task=context.spec.task,
         kind=kind,
         headline=tuple(by_name[name] for name in _HEADLINES[kind] if name in by_name),
-        metrics=tuple(metrics),
+        metrics=metrics,
         num_images=len(scored.names),
         missing=scored.missing,
         failed=scored.failed,
-        notes=(*gaps, *notes),
+        notes=(*gaps, *notes, *doubt),
         **details,
     )
+
+
+def _with_intervals(
+    metrics: Sequence[Metric], statistics: Statistics, num_resamples: int
+) -> tuple[tuple[Metric, ...], tuple[str, ...]]:
+    """The metrics with their intervals where they have one, and what to say of these."""
+    if not num_resamples:
+        return tuple(metrics), ()
+    if statistics.num_images < MIN_IMAGES:
+        return tuple(metrics), (f"no intervals: they need {MIN_IMAGES} images or more",)
+    found = intervals(statistics, num_resamples)
+    note = (
+        f"[low, high] is a 95 % interval: BCa bootstrap over {statistics.num_images:,} images, "
+        f"{num_resamples:,} draws"
+    )
+    return tuple(replace(one, interval=found.get(Number(one.name))) for one in metrics), (note,)
 
 
 def _evaluate_instances(
@@ -491,6 +513,7 @@ def _evaluate_instances(
         "boxes" if iou_type == "bbox" else "masks",
         scores.metrics,
         (*scores.notes, *notes),
+        scores.statistics,
         per_class=scores.per_class,
         curves=scores.curves,
         confusion=scores.confusion,
@@ -602,6 +625,7 @@ def _evaluate_semantic(context: _Context, truth: SemanticTruth) -> ModelEvaluati
     total = np.zeros((len(classes.names), len(classes.names) + 1), dtype=np.int64)
     num_unlisted = 0
     per_image: dict[str, dict[str, float]] = {}
+    tallies: dict[str, NDArray[np.int64]] = {}
     for name, prediction in _semantic_pairs(context, scored):
         label_map = read_label_map(truth.maps[name])
         if prediction is not None and prediction.shape != label_map.shape:
@@ -611,11 +635,19 @@ def _evaluate_semantic(context: _Context, truth: SemanticTruth) -> ModelEvaluati
             )
         counts, unlisted = classes.count(label_map, prediction)
         total += counts
+        tallies[name] = class_tallies(counts)
         num_unlisted += unlisted
         iou = mean_iou(counts)
         if iou is not None:
             accuracy = float(np.trace(counts) / counts.sum())
             per_image[name] = {"mIoU": iou, "pixel accuracy": accuracy}
+    statistics = PixelStatistics(
+        class_names=classes.names,
+        counts=np.stack([tallies[name] for name in scored.names]),
+        images_iou=np.array(
+            [per_image[name]["mIoU"] if name in per_image else np.nan for name in scored.names]
+        ),
+    )
     scores = score_confusion(total, classes.names)
     notes = [f"label value {classes.void} of the truth is void"]
     notes += _class_notes(model_classes, classes.names, what="their pixels are wrong")
@@ -627,8 +659,9 @@ def _evaluate_semantic(context: _Context, truth: SemanticTruth) -> ModelEvaluati
         context,
         scored,
         "semantic",
-        scores.metrics,
+        (*scores.metrics, mean_image_iou(statistics.images_iou)),
         notes,
+        statistics,
         per_class=scores.per_class,
         confusion=scores.confusion,
         per_image=scored.image_rows(per_image),
@@ -668,6 +701,7 @@ def _evaluate_captions(context: _Context, truth: CaptionTruth) -> ModelEvaluatio
             "the best caption of each image (rank 0); coco-caption's numbers, own implementation",
             "METEOR (needs Java) and SPICE (needs a download) are not computed",
         ),
+        scores.statistics,
         per_image=scored.image_rows(dict(zip(truth.file_names, scores.per_image, strict=True))),
     )
 
@@ -693,6 +727,7 @@ def _evaluate_labels(context: _Context, truth: LabelTruth) -> ModelEvaluation | 
         "labels",
         scores.metrics,
         _class_notes(class_names, truth.classes, what="wrong where they come first"),
+        scores.statistics,
         per_class=scores.per_class,
         confusion=scores.confusion,
         per_image=scored.image_rows(dict(zip(truth.labels, scores.per_image, strict=True))),
@@ -713,15 +748,20 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     document = json.dumps(evaluation.to_dict(), ensure_ascii=False, allow_nan=False, indent=1)
     paths = tuple(folder / name for name in _RESULT_FILES)
     _replace(paths[0], document.encode())
-    metrics: list[tuple[str, str, str | None, str, float]] = []
+    metrics: list[tuple[str, str, str | None, str, float, float | None, float | None]] = []
     per_image: list[tuple[str, str, str, str | None, str, float]] = []
     for model in evaluation.models:
         key, kind = model.model_key, model.kind
-        metrics += [(key, kind, None, one.name, one.value) for one in model.metrics]
+        for one in model.metrics:
+            low, high = one.interval or (None, None)
+            metrics.append((key, kind, None, one.name, one.value, low, high))
         for row in model.per_class:
             counts = {"num_truth": float(row.num_truth), "num_predicted": float(row.num_predicted)}
             values = {**row.values, **counts}
-            metrics += [(key, kind, row.class_name, name, value) for name, value in values.items()]
+            metrics += [
+                (key, kind, row.class_name, name, value, None, None)
+                for name, value in values.items()
+            ]
         per_image += [
             (key, kind, row.path, row.image_id, name, value)
             for row in model.per_image
@@ -740,6 +780,8 @@ _METRICS_SCHEMA = pa.schema(
         pa.field("class", pa.string()),
         pa.field("metric", pa.string(), False),
         pa.field("value", pa.float64(), False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
     ]
 )
 _PER_IMAGE_SCHEMA = pa.schema(

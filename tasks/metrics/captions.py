@@ -13,8 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pixelmill.tasks.metrics.ptb import tokenize_captions
 from pixelmill.tasks.metrics.results import Metric
+from pixelmill.tasks.metrics.statistics import CaptionStatistics
 
 __all__ = ["CaptionScores", "bleu", "cider_d", "most_frequent_caption", "rouge_l", "score_captions"]
 
@@ -34,6 +37,7 @@ class CaptionScores:
 
     metrics: tuple[Metric, ...]
     per_image: tuple[dict[str, float], ...]
+    statistics: CaptionStatistics
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
@@ -52,12 +56,13 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
     tokenized_references = [[next(flat) for _ in texts] for texts in references]
     candidate_ngrams = [_ngrams(text) for text in tokenized]
     reference_ngrams = [[_ngrams(text) for text in texts] for texts in tokenized_references]
-    bleus, bleu_per_image = _bleu(candidate_ngrams, reference_ngrams)
+    bleu_counts = _corpus_counts(candidate_ngrams, reference_ngrams)
+    bleus, bleu_per_image = _bleu(bleu_counts)
     rouge, rouge_per_image = rouge_l(tokenized, tokenized_references)
     corpus = _CiderCorpus(reference_ngrams)
     cider, cider_per_image = corpus.score(candidate_ngrams)
     baseline = most_frequent_caption(tokenized_references)
-    baseline_cider, _ = corpus.score([_ngrams(baseline)] * len(tokenized))
+    baseline_cider, baseline_per_image = corpus.score([_ngrams(baseline)] * len(tokenized))
     return CaptionScores(
         metrics=_metrics(bleus, rouge, cider, baseline, baseline_cider),
         per_image=tuple(
@@ -65,6 +70,15 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
             for one_bleu, one_rouge, one_cider in zip(
                 bleu_per_image, rouge_per_image, cider_per_image, strict=True
             )
+        ),
+        statistics=CaptionStatistics(
+            bleu_counts=np.array(bleu_counts),
+            bleu_of=_bleu_from,
+            means={
+                "ROUGE-L": np.array(rouge_per_image),
+                "CIDEr-D": np.array(cider_per_image),
+                "CIDEr-D baseline": np.array(baseline_per_image),
+            },
         ),
     )
 
@@ -146,15 +160,22 @@ def bleu(
     """
     _check(candidates, references)
     return _bleu(
-        [_ngrams(text) for text in candidates],
-        [[_ngrams(text) for text in texts] for texts in references],
+        _corpus_counts(
+            [_ngrams(text) for text in candidates],
+            [[_ngrams(text) for text in texts] for texts in references],
+        )
     )
 
 
-def _bleu(
+def _corpus_counts(
     candidates: Sequence[Counter[NGram]], references: Sequence[Sequence[Counter[NGram]]]
+) -> list[list[int]]:
+    return [_bleu_counts(*pair) for pair in zip(candidates, references, strict=True)]
+
+
+def _bleu(
+    counts: Sequence[Sequence[int]],
 ) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
-    counts = [_bleu_counts(*pair) for pair in zip(candidates, references, strict=True)]
     total = [sum(column) for column in zip(*counts, strict=True)]
     return _bleu_from(total), [_bleu_from(one) for one in counts]
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelmill.tasks.metrics.results import ClassRow, Confusion, Metric
+from pixelmill.tasks.metrics.statistics import LabelStatistics
 
 __all__ = ["NO_PREDICTION", "LabelScores", "score_labels"]
 
@@ -21,6 +22,7 @@ class LabelScores:
     per_class: tuple[ClassRow, ...]
     confusion: Confusion
     per_image: tuple[dict[str, float], ...]
+    statistics: LabelStatistics
 
 
 def score_labels(
@@ -46,10 +48,11 @@ def score_labels(
         raise ValueError(f"truth has classes that are not listed: {', '.join(unknown)}")
     num_classes = len(classes)
     counts = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
-    per_image = []
+    per_image, best = [], []
     for name, guesses in zip(truth, ranked, strict=True):
         guess = index.get(guesses[0], num_classes) if guesses else num_classes
         counts[index[name], guess] += 1
+        best.append(guess)
         per_image.append(
             {"top-1": float(guess == index[name]), "top-5": float(name in guesses[:5])}
         )
@@ -81,7 +84,13 @@ def score_labels(
         counts=tuple(tuple(int(value) for value in line) for line in counts),
         unit="images",
     )
-    return LabelScores(metrics, rows, confusion, tuple(per_image))
+    statistics = LabelStatistics(
+        class_names=tuple(classes),
+        truth=np.array([index[name] for name in truth]),
+        guess=np.array(best),
+        in_top_5=np.array([row["top-5"] > 0 for row in per_image]),
+    )
+    return LabelScores(metrics, rows, confusion, tuple(per_image), statistics)
 
 
 def _class_row(name: str, counts: NDArray[np.int64], k: int) -> ClassRow:

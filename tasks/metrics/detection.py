@@ -19,6 +19,7 @@ from pycocotools import coco, cocoeval
 from pycocotools import mask as coco_mask
 
 from pixelmill.tasks.metrics.results import ClassRow, Confusion, Curve, Metric
+from pixelmill.tasks.metrics.statistics import MatchStatistics
 
 __all__ = [
     "Category",
@@ -90,6 +91,7 @@ class DetectionScores:
     Attributes:
         score_threshold: of the confusion matrix and of the per-image numbers.
         per_image: image id -> TP, FP, FN and F1 at IoU 0.5 and `score_threshold`.
+        statistics: of the images by rising id, for intervals and comparisons.
     """
 
     metrics: tuple[Metric, ...]
@@ -98,6 +100,7 @@ class DetectionScores:
     confusion: Confusion
     score_threshold: float
     per_image: dict[int, dict[str, float]]
+    statistics: MatchStatistics
     notes: tuple[str, ...]
 
 
@@ -175,6 +178,7 @@ def score_detections(
     confusion, per_image = _count_at(evaluator, truth, rows, threshold)
     unit = "masks" if iou_type == "segm" else "boxes"
     metrics = (*_coco_metrics(evaluator, unit), *_operating_metrics(confusion, threshold, best_f1))
+    names = {category.id: category.name for category in truth.categories}
     crowded = _num_crowded(truth)
     notes = [f"pycocotools, IoU of {unit}, maxDets {MAX_DETECTIONS} per image and class"]
     if crowded:
@@ -189,6 +193,7 @@ def score_detections(
         confusion=confusion,
         score_threshold=threshold,
         per_image=per_image,
+        statistics=rows.statistics([names[class_id] for class_id in evaluator.params.catIds]),
         notes=tuple(notes),
     )
 
@@ -309,50 +314,108 @@ def _as_annotation(detection: Mapping[str, Any], index: int, iou_type: IouType) 
 
 @dataclass(frozen=True, slots=True)
 class _MatchRows:
-    """Each detection that COCO matching looked at (IoU 0.50, all areas, maxDets 100), as columns.
+    """Each detection that COCO matching looked at (all areas, maxDets 100), as columns.
+
+    Ordered by class, then image, then falling score.
 
     Attributes:
-        detection_id, truth_id: ids given by `_run_pycocotools`; truth 0: no match.
-        ignored: matched to a crowd, or otherwise neither right nor wrong.
-        class_index: row of the sorted categories.
-        num_truth: (K,) instances to be found, crowds not counted.
+        detection_id: given by `_run_pycocotools`.
+        image_index: row of the sorted images; class_index: of the sorted categories.
+        matches: (N, 10) ids of truth at each IoU threshold; 0: no match.
+        ignores: (N, 10) matched to a crowd, or otherwise neither right nor wrong.
+        iou: with the match at IoU 0.50, 0 where there is none.
+        images_truth: (I, K) instances to be found, crowds not counted.
     """
 
     detection_id: NDArray[np.int64]
-    truth_id: NDArray[np.int64]
-    score: NDArray[np.float64]
-    ignored: NDArray[np.bool_]
+    image_index: NDArray[np.int64]
     class_index: NDArray[np.int64]
-    num_truth: NDArray[np.int64]
+    score: NDArray[np.float64]
+    matches: NDArray[np.int64]
+    ignores: NDArray[np.bool_]
+    iou: NDArray[np.float64]
+    images_truth: NDArray[np.int64]
+
+    @property
+    def truth_id(self) -> NDArray[np.int64]:
+        """(N,) matched at IoU 0.50; 0: no match."""
+        return self.matches[:, AT_50]
+
+    @property
+    def ignored(self) -> NDArray[np.bool_]:
+        """(N,) at IoU 0.50."""
+        return self.ignores[:, AT_50]
+
+    @property
+    def num_truth(self) -> NDArray[np.int64]:
+        """(K,) of all images."""
+        return self.images_truth.sum(axis=0)
+
+    def statistics(self, class_names: Sequence[str]) -> MatchStatistics:
+        """What AP and AR of any draw of the images are computed from."""
+        return MatchStatistics(
+            class_names=tuple(class_names),
+            image=self.image_index,
+            class_index=self.class_index,
+            score=self.score,
+            right=(self.matches > 0) & ~self.ignores,
+            ignored=self.ignores,
+            num_truth=self.images_truth,
+        )
 
 
 def _match_rows(evaluator: Any) -> _MatchRows:
     parameters = evaluator.params
     num_images, num_areas = len(parameters.imgIds), len(parameters.areaRng)
-    detection_id, truth_id = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    score, ignored = [np.zeros(0, np.float64)], [np.zeros(0, np.bool_)]
-    num_truth = np.zeros(len(parameters.catIds), dtype=np.int64)
-    num_rows = np.zeros(len(parameters.catIds), dtype=np.int64)
-    for class_index in range(len(parameters.catIds)):
+    num_ious, num_classes = len(parameters.iouThrs), len(parameters.catIds)
+    detection_id, ious = [np.zeros(0, np.int64)], [np.zeros(0, np.float64)]
+    matches, ignores = [np.zeros((num_ious, 0), np.int64)], [np.zeros((num_ious, 0), np.bool_)]
+    score = [np.zeros(0, np.float64)]
+    places: list[tuple[int, int]] = []
+    num_rows: list[int] = []
+    images_truth = np.zeros((num_images, num_classes), dtype=np.int64)
+    for class_index in range(num_classes):
         # evalImgs is ordered by class, then area range ("all" comes first), then image
         start = class_index * num_areas * num_images
-        for found in evaluator.evalImgs[start : start + num_images]:
+        for image_index, found in enumerate(evaluator.evalImgs[start : start + num_images]):
             if found is None:
                 continue
-            num_truth[class_index] += int(np.count_nonzero(np.asarray(found["gtIgnore"]) == 0))
-            num_rows[class_index] += len(found["dtIds"])
+            wanted = np.count_nonzero(np.asarray(found["gtIgnore"]) == 0)
+            images_truth[image_index, class_index] = wanted
+            if not found["dtIds"]:
+                continue
+            places.append((image_index, class_index))
+            num_rows.append(len(found["dtIds"]))
             detection_id.append(np.asarray(found["dtIds"], np.int64))
-            truth_id.append(found["dtMatches"][AT_50].astype(np.int64))
+            matches.append(found["dtMatches"].astype(np.int64))
             score.append(np.asarray(found["dtScores"], np.float64))
-            ignored.append(found["dtIgnore"][AT_50].astype(np.bool_))
+            ignores.append(found["dtIgnore"].astype(np.bool_))
+            ious.append(_matched_ious(evaluator, found))
+    image_index_of, class_index_of = np.asarray(places, np.int64).reshape(-1, 2).T
     return _MatchRows(
         detection_id=np.concatenate(detection_id),
-        truth_id=np.concatenate(truth_id),
+        image_index=np.repeat(image_index_of, num_rows),
+        class_index=np.repeat(class_index_of, num_rows),
         score=np.concatenate(score),
-        ignored=np.concatenate(ignored),
-        class_index=np.repeat(np.arange(len(num_rows)), num_rows),
-        num_truth=num_truth,
+        matches=np.concatenate(matches, axis=1).T,
+        ignores=np.concatenate(ignores, axis=1).T,
+        iou=np.concatenate(ious),
+        images_truth=images_truth,
     )
+
+
+def _matched_ious(evaluator: Any, found: Mapping[str, Any]) -> NDArray[np.float64]:
+    """IoU of each detection of an image and class with its match at IoU 0.50."""
+    matched = found["dtMatches"][AT_50].astype(np.int64)
+    ious = np.zeros(len(matched))
+    rows = np.flatnonzero(matched)
+    if len(rows):
+        key = found["image_id"], found["category_id"]
+        columns = {note["id"]: j for j, note in enumerate(evaluator._gts[key])}
+        # rows of `ious` are the detections by falling score, as in dtIds
+        table = evaluator.ious[key]
+        ious[rows] = [table[row, columns[int(matched[row])]] for row in rows]
+    return ious
 
 
 def _best_f1(rows: _MatchRows) -> tuple[float, float]:

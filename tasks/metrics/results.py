@@ -18,11 +18,16 @@ Kind = Literal["boxes", "masks", "semantic", "captions", "labels"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number, with its definition in words (maxDets, thresholds, void policy and the like)."""
+    """One number, with its definition in words (maxDets, thresholds, void policy and the like).
+
+    Attributes:
+        interval: low and high end of its 95 % interval over draws of images; None: not known.
+    """
 
     name: str
     value: float
     definition: str
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

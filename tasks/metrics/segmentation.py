@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from pixelmill.tasks.metrics.results import ClassRow, Confusion, Metric
 
-__all__ = ["VOID_COLUMN", "SemanticScores", "confusion_counts", "mean_iou", "score_confusion"]
+__all__ = [
+    "VOID_COLUMN",
+    "SemanticScores",
+    "class_tallies",
+    "confusion_counts",
+    "mean_image_iou",
+    "mean_iou",
+    "score_confusion",
+]
 
 VOID_COLUMN = "void or unknown"
 _VOID_POLICY = "void truth pixels not scored, void predictions wrong"
@@ -55,6 +63,13 @@ def confusion_counts(
     return np.bincount(rows * width + columns, minlength=num_classes * width).reshape(-1, width)
 
 
+def class_tallies(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K, 3) pixels of each class of a (K, K + 1) confusion: right, in the truth, predicted."""
+    return np.stack(
+        [np.diagonal(confusion), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)], axis=1
+    )
+
+
 def _class_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """(K,) intersection over union, NaN for classes that neither side has."""
     hits = np.diagonal(confusion).astype(np.float64)
@@ -67,6 +82,26 @@ def mean_iou(confusion: NDArray[np.int64]) -> float | None:
     ious = _class_iou(confusion)
     present = ~np.isnan(ious)
     return float(ious[present].mean()) if present.any() else None
+
+
+def mean_image_iou(images_iou: NDArray[np.float64]) -> Metric:
+    """Mean of the images' mIoU, in which a small image or object weighs as much as a large one.
+
+    Args:
+        images_iou: (I,) as `mean_iou` gives it, NaN for images whose truth is all void.
+
+    Raises:
+        ValueError: no image has a number.
+    """
+    defined = images_iou[~np.isnan(images_iou)]
+    if not len(defined):
+        raise ValueError("no image has an mIoU: all truth is void; check the void value")
+    return Metric(
+        "mIoU per image",
+        float(defined.mean()),
+        f"mIoU of each image over the classes that its truth or prediction has, mean over images "
+        f"(Csurka et al. 2013); {_VOID_POLICY}",
+    )
 
 
 def score_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> SemanticScores:

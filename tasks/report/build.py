@@ -17,6 +17,7 @@ from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.report.formats import (
     format_bytes,
     format_count,
+    format_interval,
     format_moment,
     format_percent,
     format_seconds,
@@ -198,6 +199,7 @@ def _environment(
         "share": format_share,
         "sort_values": sort_values,
         "value": format_value,
+        "interval": format_interval,
     }
     environment.globals |= {
         "kind_titles": KIND_TITLES,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 __all__ = [
     "format_bytes",
     "format_count",
+    "format_interval",
     "format_moment",
     "format_percent",
     "format_seconds",
@@ -21,6 +22,11 @@ def format_value(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """Both ends in brackets, as they follow a value; nothing where there is none."""
+    return f"[{format_value(interval[0])}, {format_value(interval[1])}]" if interval else ""
 
 
 def format_count(value: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
-from pixelmill.tasks.report.formats import format_value
+from pixelmill.tasks.report.formats import format_interval, format_value
 from pixelmill.tasks.report.summary import RunSummary
 
 __all__ = ["summary_markdown"]
@@ -78,7 +78,14 @@ def _model_part(model: ModelEvaluation) -> list[str]:
         f"### {_cell(model.model_key)}: {model.kind}",
         _table(
             ("Metric", "Definition", "Value"),
-            ((m.name, m.definition, format_value(m.value)) for m in model.headline),
+            (
+                (
+                    metric.name,
+                    metric.definition,
+                    f"{format_value(metric.value)} {format_interval(metric.interval)}".rstrip(),
+                )
+                for metric in model.headline
+            ),
             text_columns=2,
         ),
     ]

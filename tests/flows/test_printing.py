@@ -183,6 +183,14 @@ def test_an_evaluation_explains_its_names_and_what_it_left_out():
     assert "segmenter-2 not evaluated: the truth has no label maps" in text(lines)
 
 
+def test_an_interval_is_shown_beside_its_number():
+    metrics = (Metric("AP", 0.95649, "", (0.9411, 0.9684)), Metric("odd", 1.0, ""))
+    model = ModelEvaluation("detector-1", "detection", "boxes", metrics, metrics)
+    lines = printed(print_evaluation, Evaluation("set", "", (model,)))
+    assert ["detector-1", "boxes", "AP", "0.956", "[0.941,", "0.968]"] in lines
+    assert ["detector-1", "boxes", "odd", "1.000"] in lines
+
+
 def test_a_backfill_lists_its_parts():
     parts = (
         PartStatus("2024-05-01", "done", 10, 0, 1),

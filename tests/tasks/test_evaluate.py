@@ -389,6 +389,33 @@ def test_labels_are_ranked(score, base):
     assert values(found)["top-5"] == 1.0
 
 
+@pytest.mark.parametrize("draws", [200, 0])
+def test_headline_numbers_have_intervals_unless_switched_off(score, base, draws):
+    names = [f"{k}.jpg" for k in range(12)]
+    rows = ["file_name,label", *(f"{name},indoor" for name in names)]
+    (base / "labels.csv").write_text("\n".join([*rows[:-1], "11.jpg,outdoor"]))
+    spec = make_spec("labeller", "classification", ("indoor", "outdoor"))
+    guess = ImagePrediction(labels=(Label(0, 0.9), Label(1, 0.1)))
+    store = score([(spec, dict.fromkeys(names, guess))])
+    config = EvaluationConfig(labels="labels.csv", bootstrap=draws)
+    found = only(evaluate(store, config, base=base, collection="photos"))
+    top_1, top_5, _ = found.headline
+    if draws:
+        assert top_1.interval is not None
+        assert top_1.interval[0] < 11 / 12 < top_1.interval[1] <= 1.0
+        assert top_5.interval == (1.0, 1.0)
+        assert "BCa bootstrap over 12 images, 200 draws" in found.notes[-1]
+    else:
+        assert top_1.interval is None
+
+
+def test_few_images_have_no_intervals_and_it_says_why(score, base):
+    store = score([(DETECTOR, detector_results())])
+    found = only(evaluate(store, INSTANCES, base=base, collection="photos"))
+    assert {metric.interval for metric in found.metrics} == {None}
+    assert "no intervals: they need 10 images or more" in found.notes
+
+
 def test_images_of_other_collections_are_not_evaluated(score, base):
     store = score([(DETECTOR, detector_results())])
     other = {
@@ -461,7 +488,10 @@ def test_saved_files_hold_every_number(score, base, tmp_path):
     document = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert document["models"][0]["headline"][0]["name"] == "AP"
     metrics = pd.read_parquet(tmp_path / "report" / "metrics.parquet")
-    assert list(metrics.columns) == ["model", "kind", "class", "metric", "value"]
+    assert list(metrics.columns) == [
+        *("model", "kind", "class", "metric", "value"),
+        *("low", "high"),
+    ]
     ap = metrics.query("kind == 'masks' and metric == 'AP'").set_index("class")["value"]
     assert ap["cat"] == pytest.approx(1.0)
     per_image = pd.read_parquet(tmp_path / "report" / "per_image.parquet")

@@ -3,6 +3,7 @@ import math
 from pixelmill.tasks.report.formats import (
     format_bytes,
     format_count,
+    format_interval,
     format_moment,
     format_percent,
     format_seconds,
@@ -27,3 +28,8 @@ def test_numbers_are_short():
         "0.123", "1,234.5", "\u2013", "∞",
     ]  # fmt: skip
     assert format_count(1234567) == "1\u202f234\u202f567"
+
+
+def test_an_interval_is_two_short_numbers():
+    assert format_interval((0.94149, 0.96777)) == "[0.941, 0.968]"
+    assert format_interval(None) == ""
