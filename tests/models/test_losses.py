@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss
@@ -7,6 +9,7 @@ from pixelmill.models.losses import (
     box_loss,
     dice_loss,
     giou_loss,
+    pixel_weights,
     sigmoid_focal_loss,
     weighted_sum,
 )
@@ -101,3 +104,41 @@ def test_only_giou_draws_boxes_together_that_do_not_meet():
 def test_an_unknown_box_loss_is_told():
     with pytest.raises(ValueError, match="giou, got 'l2'"):
         box_loss("l2", torch.zeros(1, 4), torch.ones(1, 4), torch.ones(1, 4))
+
+
+def test_pixels_between_two_objects_count_more():
+    instances = torch.zeros(9, 30, dtype=torch.int64)
+    instances[2:7, 2:8] = 1
+    instances[2:7, 12:20] = 2
+    labels = (instances > 0).long()
+    weights = pixel_weights(labels, instances, torch.tensor([0.5, 2.0]), sigma=2.0)
+    assert (weights[labels == 1] == 2).all()
+    # The gap has columns 8 to 11: at each of them the two distances add up to 5
+    expected = 0.5 + 10 * math.exp(-(5**2) / (2 * 2**2))
+    assert weights[4, 8:12].tolist() == pytest.approx([expected] * 4)
+    # Two rows above the gap: two columns from the first object, three from the second
+    above = math.hypot(2, 2) + math.hypot(2, 3)
+    assert weights[0, 9].item() == pytest.approx(0.5 + 10 * math.exp(-(above**2) / 8))
+    assert weights[4, 29].item() == pytest.approx(0.5)
+
+
+def test_distances_are_those_of_every_pair_of_pixels():
+    generator = torch.Generator().manual_seed(0)
+    instances = (torch.rand(20, 24, generator=generator) < 0.02).long()
+    instances[:, 12:] *= 2
+    sigma = 8.0  # all pairs are within its reach
+    found = pixel_weights(instances * 0, instances, torch.zeros(1), sigma=sigma)
+    places = torch.cartesian_prod(torch.arange(20.0), torch.arange(24.0))
+    both = sum(
+        torch.cdist(places, torch.nonzero(instances == name).float()).amin(dim=1).view(20, 24)
+        for name in (1, 2)
+    )
+    expected = 10 * torch.exp(-(both**2) / (2 * sigma**2)) * (instances == 0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_object_has_no_gaps():
+    instances = torch.zeros(8, 8, dtype=torch.int64)
+    instances[3, 3] = 7
+    weights = pixel_weights((instances > 0).long(), instances, torch.tensor([1.0, 3.0]))
+    assert weights.unique().tolist() == [1, 3]
