@@ -16,8 +16,25 @@ ARGUMENTS = {
     "retinamask": {"mask_head": True, "width": 8, "fpn_channels": 8, "head_depth": 1},
     "unet": {"width": 4, "depth": 2},
     "show_attend_tell": {"width": 8, "embed_dim": 16, "hidden_dim": 16, "attention_dim": 8},
+    # Of two stages: regions from a network, with masks, and from the pixels
+    "mask_rcnn": {
+        "backbone": "mobilenet_v3_large",
+        "fpn_channels": 8,
+        "mask_channels": 8,
+        "hidden": 8,
+        "num_proposals": 20,
+        "num_proposals_training": 20,
+    },
+    "fast_rcnn": {
+        "backbone": "mobilenet_v3_large",
+        "proposals": "sliding_windows",
+        "num_proposals": 50,
+        "hidden": 8,
+    },
 }
 TASKS = {
+    "mask_rcnn": "instance_segmentation",
+    "fast_rcnn": "detection",
     "retinamask": "instance_segmentation",
     "unet": "semantic_segmentation",
     "show_attend_tell": "captioning",
@@ -43,7 +60,7 @@ def base(tmp_path_factory):
     return tmp_path_factory.mktemp("base")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARGUMENTS)
 def test_a_training_writes_weights_that_score_and_says_what_it_kept_apart(
     base, tmp_path, architecture
 ):
@@ -101,7 +118,7 @@ def test_weights_that_do_not_fit_at_all_are_refused(base, tmp_path):
 
 
 def test_an_architecture_must_be_ours_and_do_the_task(base, tmp_path):
-    with pytest.raises(ValueError, match=r"one of retinamask, unet, show_attend_tell"):
+    with pytest.raises(ValueError, match=r"one of retinamask, .*unet, .*show_attend_tell"):
         train(make_config("unet").model_copy(update={"architecture": "vgg"}), tmp_path, base)
     with pytest.raises(ValueError, match="unet does semantic_segmentation"):
         train(make_config("unet", task="captioning"), tmp_path, base)
