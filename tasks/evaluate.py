@@ -712,14 +712,17 @@ def _evaluate_labels(context: _Context, truth: LabelTruth) -> ModelEvaluation | 
     if reason:
         return reason
     scored = context.join(tuple(truth.labels))
-    rows = context.table("labels", ["rank", "class_id"], scored).sort_values("rank")
+    rows = context.table("labels", ["rank", "class_id", "score"], scored).sort_values("rank")
     ranked: dict[str, list[str]] = {}
     for image_id, class_id in zip(rows["image_id"], rows["class_id"], strict=True):
         ranked.setdefault(image_id, []).append(class_names[class_id])
+    best = rows.drop_duplicates("image_id")
+    best_scores = dict(zip(best["image_id"], best["score"].astype(float), strict=True))
     scores = score_labels(
         list(truth.labels.values()),
         [ranked.get(scored.image_ids.get(name, ""), []) for name in truth.labels],
         truth.classes,
+        [best_scores.get(scored.image_ids.get(name, "")) for name in truth.labels],
     )
     return _result(
         context,
@@ -729,6 +732,7 @@ def _evaluate_labels(context: _Context, truth: LabelTruth) -> ModelEvaluation | 
         _class_notes(class_names, truth.classes, what="wrong where they come first"),
         scores.statistics,
         per_class=scores.per_class,
+        curves=scores.curves,
         confusion=scores.confusion,
         per_image=scored.image_rows(dict(zip(truth.labels, scores.per_image, strict=True))),
     )

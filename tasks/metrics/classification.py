@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelmill.tasks.metrics.results import ClassRow, Confusion, Metric
+from pixelmill.tasks.metrics.calibration import reliability
+from pixelmill.tasks.metrics.results import ClassRow, Confusion, Curve, Metric
 from pixelmill.tasks.metrics.statistics import LabelStatistics
 
 __all__ = ["NO_PREDICTION", "LabelScores", "score_labels"]
@@ -20,20 +21,26 @@ class LabelScores:
 
     metrics: tuple[Metric, ...]
     per_class: tuple[ClassRow, ...]
+    curves: tuple[Curve, ...]
     confusion: Confusion
     per_image: tuple[dict[str, float], ...]
     statistics: LabelStatistics
 
 
 def score_labels(
-    truth: Sequence[str], ranked: Sequence[Sequence[str]], classes: Sequence[str]
+    truth: Sequence[str],
+    ranked: Sequence[Sequence[str]],
+    classes: Sequence[str],
+    best_scores: Sequence[float | None] | None = None,
 ) -> LabelScores:
-    """Top-1, top-5, and precision, recall and F1 of each class.
+    """Top-1, top-5, calibration, and precision, recall and F1 of each class.
 
     Args:
         truth: class name of each image.
         ranked: predicted class names of each image, best first; empty: no prediction, wrong.
         classes: class names of the truth, in order; predictions of others count as unknown.
+        best_scores: of each image's best guess, None where there is none; calibration is left out
+            without scores, and where one is no share.
 
     Raises:
         ValueError: no images, lengths differ, or a truth name is not in `classes`.
@@ -78,6 +85,7 @@ def score_labels(
             for name in ("precision", "recall", "F1")
         ),
     )
+    calibration, curves = _calibration(best_scores, [row["top-1"] > 0 for row in per_image])
     confusion = Confusion(
         rows=tuple(classes),
         columns=(*classes, NO_PREDICTION),
@@ -90,7 +98,26 @@ def score_labels(
         guess=np.array(best),
         in_top_5=np.array([row["top-5"] > 0 for row in per_image]),
     )
-    return LabelScores(metrics, rows, confusion, tuple(per_image), statistics)
+    return LabelScores(
+        (*metrics, *calibration), rows, curves, confusion, tuple(per_image), statistics
+    )
+
+
+def _calibration(
+    best_scores: Sequence[float | None] | None, right: Sequence[bool]
+) -> tuple[tuple[Metric, ...], tuple[Curve, ...]]:
+    """Score of the best label against the share of right ones, images without a label left out."""
+    pairs = [
+        pair
+        for pair in zip(best_scores or (), right, strict=best_scores is not None)
+        if pair[0] is not None
+    ]
+    scores = np.array([score for score, _ in pairs], dtype=np.float64)
+    if not len(scores) or scores.min() < 0 or scores.max() > 1:
+        return (), ()
+    hits = np.array([hit for _, hit in pairs])
+    widths, masses = reliability(scores, hits), reliability(scores, hits, binning="mass")
+    return (widths.error(), masses.error()), (widths.curve("best label"),)
 
 
 def _class_row(name: str, counts: NDArray[np.int64], k: int) -> ClassRow:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pycocotools import coco, cocoeval
 from pycocotools import mask as coco_mask
 
+from pixelmill.tasks.metrics.calibration import reliability
+from pixelmill.tasks.metrics.lrp import optimal_lrp
 from pixelmill.tasks.metrics.results import ClassRow, Confusion, Curve, Metric
 from pixelmill.tasks.metrics.statistics import MatchStatistics
 
@@ -177,7 +179,14 @@ def score_detections(
     threshold = best_threshold if score_threshold is None else score_threshold
     confusion, per_image = _count_at(evaluator, truth, rows, threshold)
     unit = "masks" if iou_type == "segm" else "boxes"
-    metrics = (*_coco_metrics(evaluator, unit), *_operating_metrics(confusion, threshold, best_f1))
+    per_class = _per_class(evaluator, truth, rows, confusion)
+    calibration, reliability_curves = _calibration(rows)
+    metrics = (
+        *_coco_metrics(evaluator, unit),
+        *_operating_metrics(confusion, threshold, best_f1),
+        *_mean_lrp(per_class),
+        *calibration,
+    )
     names = {category.id: category.name for category in truth.categories}
     crowded = _num_crowded(truth)
     notes = [f"pycocotools, IoU of {unit}, maxDets {MAX_DETECTIONS} per image and class"]
@@ -188,8 +197,8 @@ def score_detections(
         )
     return DetectionScores(
         metrics=metrics,
-        per_class=_per_class(evaluator, truth, rows, confusion),
-        curves=_curves(evaluator, truth),
+        per_class=per_class,
+        curves=(*_curves(evaluator, truth), *reliability_curves),
         confusion=confusion,
         score_threshold=threshold,
         per_image=per_image,
@@ -558,6 +567,27 @@ def _operating_metrics(
     )
 
 
+def _mean_lrp(per_class: Sequence[ClassRow]) -> tuple[Metric, ...]:
+    errors = [row.values["oLRP"] for row in per_class if "oLRP" in row.values]
+    if not errors:
+        return ()
+    definition = (
+        "localisation-recall-precision error at IoU 0.50 and each class's best score threshold "
+        "(oLRP threshold), mean over classes that have truth; 0 is perfect, 1 the worst"
+    )
+    return (Metric("oLRP", float(np.mean(errors)), definition),)
+
+
+def _calibration(rows: _MatchRows) -> tuple[tuple[Metric, ...], tuple[Curve, ...]]:
+    """Score against precision at IoU 0.50 of all classes; nothing of scores that are no shares."""
+    scores, right = rows.score[~rows.ignored], rows.truth_id[~rows.ignored] > 0
+    if not len(scores) or scores.min() < 0 or scores.max() > 1:
+        return (), ()
+    widths = reliability(scores, right)
+    masses = reliability(scores, right, binning="mass")
+    return (widths.error(), masses.error()), (widths.curve("all classes"),)
+
+
 def _ratio(part: int, whole: int) -> float:
     """0 where there is nothing to divide by."""
     return part / whole if whole else 0.0
@@ -588,6 +618,9 @@ def _per_class(
             values["precision"] = _ratio(int(hits), int(found))
             values["recall"] = _ratio(int(hits), int(instances))
             values["F1"] = _ratio(int(2 * hits), int(found + instances))
+            counted = (rows.class_index == k) & ~rows.ignored
+            lrp = optimal_lrp(rows.score[counted], rows.iou[counted], int(rows.num_truth[k]))
+            values["oLRP"], values["oLRP threshold"] = lrp.error, lrp.threshold
         class_rows.append(
             ClassRow(
                 class_name=names[class_id],

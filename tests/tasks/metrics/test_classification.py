@@ -54,3 +54,12 @@ def test_unknown_and_missing_predictions_are_wrong():
 def test_bad_input_is_refused(truth, ranked, message):
     with pytest.raises(ValueError, match=message):
         score_labels(truth, ranked, CLASSES)
+
+
+def test_scores_of_best_labels_are_compared_with_the_share_that_is_right():
+    scores = score_labels(["a", "b", "a"], [["a"], ["a"], []], ["a", "b"], [0.75, 0.75, None])
+    found = {metric.name: metric.value for metric in scores.metrics}
+    assert found["ECE"] == pytest.approx(0.25)
+    assert [(curve.x, curve.y) for curve in scores.curves] == [((0.75,), (0.5,))]
+    without = score_labels(["a"], [["a"]], ["a", "b"])
+    assert (without.curves, "ECE" in {metric.name for metric in without.metrics}) == ((), False)

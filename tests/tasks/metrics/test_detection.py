@@ -185,7 +185,11 @@ def test_curves_are_the_mean_and_each_class_that_has_truth():
     scores = score_detections(
         make_truth([(1, 1, [0, 0, 10, 10])]), [detect(1, 1, [0, 0, 10, 10], 1)]
     )
-    assert [curve.name for curve in scores.curves] == ["mean", "cat"]
+    assert [curve.name for curve in scores.curves] == ["mean", "cat", "all classes"]
+    assert [curve.group for curve in scores.curves[1:]] == [
+        "precision-recall @ IoU 0.50",
+        "reliability",
+    ]
     assert len(scores.curves[0].x) == 101
     assert scores.curves[0].y == pytest.approx([1.0] * 101)
 
@@ -278,3 +282,22 @@ def test_masks_need_truth_with_masks():
 def test_a_plane_is_encoded_as_its_masks_are(plane):
     found = encode_plane(plane, [1, 2, 3, 9])
     assert found == {value: encode_mask(plane == value) for value in (1, 2, 3, 9)}
+
+
+def test_a_class_has_its_best_threshold_and_all_scores_a_calibration_error():
+    truth = make_truth([(1, 1, [0, 0, 10, 10]), (1, 1, [50, 50, 10, 10])])
+    detections = [
+        detect(1, 1, [0, 0, 10, 10], 0.9),
+        detect(1, 1, [50, 50, 8, 10], 0.6),
+        detect(1, 1, [20, 20, 10, 10], 0.3),
+    ]
+    scores = score_detections(truth, detections)
+    cat, dog = scores.per_class
+    # the second hit has IoU 0.8: a loss of (1 - 0.8) / 0.5
+    assert cat.values["oLRP"] == pytest.approx(0.4 / 2)
+    assert cat.values["oLRP threshold"] == 0.6
+    assert "oLRP" not in dog.values
+    assert values(scores)["oLRP"] == pytest.approx(0.2)
+    assert values(scores)["ECE"] == pytest.approx((0.1 + 0.4 + 0.3) / 3)
+    unbounded = [{**each, "score": 10 * each["score"]} for each in detections]
+    assert "ECE" not in values(score_detections(truth, unbounded))
