@@ -49,6 +49,18 @@ def test_images_are_normalised_as_the_network_was_trained():
     torch.testing.assert_close(found.flatten(), torch.tensor([1.0, -0.2, 0.0]))
 
 
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_normalised_pixels_have_the_bits_of_the_formula(channels):
+    preprocess = PreprocessConfig(canvases=((5, 7),), channels=channels)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8, generator=generator)
+    ordered = images if channels == "rgb" else images.flip(-1)
+    mean, std = torch.tensor(preprocess.mean) * 255, torch.tensor(preprocess.std) * 255
+    found = normalise(images, preprocess)
+    assert torch.equal(found, ((ordered - mean) / std).permute(0, 3, 1, 2))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_switch_for_denormal_numbers_is_off_again(make_spec):
     def read_out(module, outputs, spec, canvas):
         assert torch.tensor([1e-40]).mul(0.5).item() == 0
