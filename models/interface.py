@@ -99,6 +99,11 @@ class GateReport:
         """Whether all figures are within their limits."""
         return not self.faults
 
+    def __str__(self) -> str:
+        """The figures in a line, and what is wrong with them."""
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in self.figures.items())
+        return "; ".join((figures, *self.faults))
+
 
 class Network(Protocol):
     """A model that is ready to score; built by `pixelmill.models.build.build_network`.

@@ -22,7 +22,7 @@ from pixelmill.tasks.engine.decode import DecodedImage, DecodeError, TruncatedPo
 from pixelmill.tasks.engine.header import Header, is_plain_jpeg, read_header
 from pixelmill.tasks.engine.limits import Limits
 
-__all__ = ["GpuImage", "can_decode_on_gpu", "decode_on_gpu"]
+__all__ = ["GpuImage", "can_decode_on_gpu", "decode_on_gpu", "require_gpu_decoder"]
 
 # Older ones write into the GPU memory of others (pytorch/vision#9606, meta-pytorch/torchcodec#1634)
 _MIN_TORCHCODEC = (0, 17)
@@ -50,6 +50,20 @@ def can_decode_on_gpu() -> bool:
     """Whether there is a GPU, and a TorchCodec whose decoder is safe to use on it."""
     found = importlib.metadata.version("torchcodec").split(".")[:2]
     return torch.cuda.is_available() and tuple(map(int, found)) >= _MIN_TORCHCODEC
+
+
+def require_gpu_decoder(device: torch.device) -> None:
+    """Refuse to go on without a decoder that gives the pixels of `decode: gpu`.
+
+    Raises:
+        ValueError: those of another decoder would be stored under this model's key.
+    """
+    if device.type != "cuda" or not can_decode_on_gpu():
+        raise ValueError(
+            "preprocess.decode: gpu needs workers with a CUDA GPU and TorchCodec 0.17 or newer, "
+            f"got device {str(device)!r} and TorchCodec {importlib.metadata.version('torchcodec')};"
+            " start a new run with preprocess.decode: full or scaled, or score on such workers"
+        )
 
 
 def _nvjpeg(files: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -82,17 +96,13 @@ def decode_on_gpu(
     limits = Limits(max_pixels, max_side)
     headers = [_plain_header(data, limits) for data in files]
     plain = [index for index, header in enumerate(headers) if header is not None]
-    try:
-        encoded = [torch.frombuffer(bytearray(files[i]), dtype=torch.uint8) for i in plain]
-        decoded = decode_batch(encoded, device) if encoded else []
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # it does not say by which file; the CPU will
-        decoded, plain = [], []
+    encoded = [torch.frombuffer(bytearray(files[i]), dtype=torch.uint8) for i in plain]
+    decoded = _decode_plain(encoded, device, decode_batch)
     results: dict[int, GpuImage | DecodeError] = {}
     for index, pixels in zip(plain, decoded, strict=True):
         header = headers[index]
-        assert header is not None
+        if pixels is None or header is None:
+            continue
         turned = _oriented(pixels.permute(1, 2, 0), header.orientation)
         if turned.shape == (header.height, header.width, 3):
             size = header.height, header.width
@@ -107,6 +117,22 @@ def decode_on_gpu(
             except DecodeError as err:
                 results[index] = err
     return [results[index] for index in range(len(files))]
+
+
+def _decode_plain(
+    files: list[Tensor], device: torch.device, decode_batch: DecodeBatch
+) -> list[Tensor | None]:
+    """Pixels, or None for a file that the GPU fails on, whatever files are beside it."""
+    if not files:
+        return []
+    try:
+        return [*decode_batch(files, device)]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # it does not say by which file
+        if len(files) == 1:
+            return [None]
+        return [_decode_plain([each], device, decode_batch)[0] for each in files]
 
 
 def _plain_header(data: bytes, limits: Limits) -> Header | None:

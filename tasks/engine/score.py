@@ -20,6 +20,7 @@ from pixelmill.tasks.engine.budget import Budget, ByteGate, plan_budget
 from pixelmill.tasks.engine.crumbs import Crumbs, Trail
 from pixelmill.tasks.engine.device import Device, DeviceLostError, pick_device
 from pixelmill.tasks.engine.exclusion import SharedLock
+from pixelmill.tasks.engine.gpu_decode import require_gpu_decoder
 from pixelmill.tasks.engine.networks import Models
 from pixelmill.tasks.engine.reading import ReadLimits, ReadStats, read_ahead
 from pixelmill.tasks.engine.schedule import Lane, LaneStats, run_lanes
@@ -208,6 +209,8 @@ class _Scoring:
         self._crumbs = crumbs
         self._device = _open_device(device)
         self._overlap = overlap
+        if any(spec.preprocess.decode == "gpu" for spec in run.models):
+            require_gpu_decoder(self._device.device)
         self._watchdog = Watchdog(
             max_decode_s=ingest.max_decode_s,
             memory=compute.memory,
@@ -313,12 +316,14 @@ class _Scoring:
 
     def _lanes(self) -> list[Lane]:
         """All stages in this thread, or each in its own and decoding in as many as there are."""
-        admit, decode, transform, batch, copy, forward, read_out, post, encode = self._stages.line()
+        line = self._stages.line()
         if not self._overlap:
-            return [Lane((admit, decode, transform, batch, copy, forward, read_out, post, encode))]
+            return [Lane(line)]
+        admit, *gpu_decode, decode, transform, batch, copy, forward, read_out, post, encode = line
         views = self._count_views()
         return [
             Lane((admit,)),
+            *(Lane((stage,), capacity=self._window()) for stage in gpu_decode),
             Lane((decode, transform), _decode_threads(), capacity=2 * _decode_threads()),
             Lane((batch, copy), capacity=views),
             Lane((forward,), capacity=2),
@@ -358,6 +363,10 @@ class _Scoring:
             "write_bytes": self._writer.num_bytes,
             **{f"{name}_s": seconds for name, seconds in busy_s.items()},
             **{f"forward_s/{model.spec.key}": model.forward_s for model in models},
+            **{f"engine/{model.spec.key}": model.network.engine_used for model in models},
+            **{
+                f"gate/{model.spec.key}": str(model.network.gate or "reference") for model in models
+            },
             **{
                 f"batch_size/{model.spec.key}": max(model.num_batches, key=model.num_batches.get)  # type: ignore[arg-type]
                 for model in models

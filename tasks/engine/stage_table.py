@@ -7,8 +7,8 @@ __all__ = ["STAGES", "StageLine", "stage_lines"]
 
 # As an image passes them; `telemetry` says what each one is
 STAGES = (
-    "load", "read", "admit", "decode", "transform", "batch", "copy", "forward", "read_out", "post",
-    "encode", "write",
+    "load", "read", "admit", "gpu_decode", "decode", "transform", "batch", "copy", "forward",
+    "read_out", "post", "encode", "write",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pixelmill.configs.schema import IngestConfig
 from pixelmill.models.interface import ViewOutput
@@ -38,6 +39,7 @@ from pixelmill.tasks.engine.device import (
     is_device_lost,
     is_out_of_memory,
 )
+from pixelmill.tasks.engine.gpu_decode import GpuImage, decode_on_gpu
 from pixelmill.tasks.engine.merge import merge_views
 from pixelmill.tasks.engine.networks import Models
 from pixelmill.tasks.engine.reading import FileBytes, identify, read_with_retries
@@ -55,6 +57,10 @@ _CAUSES = {
     "deadline": "its worker ended itself twice because this image was not decoded in time",
     "memory": "its worker ended itself twice because this image took it beyond compute.memory",
 }
+# A batch for the GPU's decoder: so many files, or pixels
+_GPU_FILES = 32
+_GPU_PIXELS = 2**26
+
 _KILLED = "the worker died again and again while this image was the only one in progress"
 
 
@@ -92,7 +98,7 @@ class _Decoded:
 
     row: Row
     image: ImageRow
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | Tensor
     models: tuple[int, ...]
     scale: int
 
@@ -171,14 +177,20 @@ class ShardStages:
         self._open: dict[int, int] = {}
         self._plans: dict[tuple[tuple[int, int], int, int], tuple[Placement, ...]] = {}
         self._failures: list[tuple[int, FailureRow]] = []
-        self._catalog: list[tuple[int, CatalogRow]] = []
+        self._catalog: dict[int, CatalogRow] = {}
+        self._sized: set[int] = set()
+        self._for_gpu: list[_Admitted] = []
+        self._gpu_pixels = 0
         self.counts = [InputCounts() for _ in specs]
         self.num_decoded = 0
 
     def line(self) -> tuple[Stage, ...]:
         """The stages in their order; the first takes what `read_ahead` gives."""
+        for_gpu = any(spec.preprocess.decode == "gpu" for spec in self._specs)
+        gpu_decode = Stage("gpu_decode", self._gather_for_gpu, self._flush_to_gpu)
         return (
             Stage("admit", self._admit),
+            *((gpu_decode,) if for_gpu else ()),
             Stage("decode", self._decode),
             Stage("transform", self._transform),
             Stage("batch", self._batches.add, self._batches.flush),
@@ -229,7 +241,7 @@ class ShardStages:
         """Hand failures and places to the writer, in the order of the plan."""
         for _, failure in sorted(self._failures, key=lambda item: item[0]):
             self._writer.add_failure(failure)
-        for _, place in sorted(self._catalog, key=lambda item: item[0]):
+        for _, place in sorted(self._catalog.items()):
             self._writer.add_catalog(place)
 
     # --- the stages -------------------------------------------------------------------------------
@@ -277,8 +289,69 @@ class ShardStages:
     def _asked(self, row: Row) -> list[int]:
         return [index for index in range(len(self._specs)) if row.model_mask >> index & 1]
 
-    def _decode(self, item: _Admitted) -> Iterator[_Decoded]:
+    def _gather_for_gpu(self, item: _Admitted) -> Iterator[_Admitted | _Decoded]:
+        """Files for models that want the GPU's pixels, by batches; for the others they go on."""
+        wanted = tuple(
+            index for index in item.models if self._specs[index].preprocess.decode == "gpu"
+        )
+        others = tuple(index for index in item.models if index not in wanted)
+        if others:
+            yield replace(item, models=others)
+        if not wanted:
+            return
+        num_pixels = 0
+        with suppress(DecodeError):  # decoding says what is wrong
+            header = read_header(item.content.data)
+            num_pixels = header.width * header.height
+        if self._gpu_pixels + num_pixels > _GPU_PIXELS:
+            yield from self._flush_to_gpu()
+        self._for_gpu.append(replace(item, models=wanted))
+        self._gpu_pixels += num_pixels
+        if len(self._for_gpu) == _GPU_FILES:
+            yield from self._flush_to_gpu()
+
+    def _flush_to_gpu(self) -> Iterator[_Decoded]:
+        items, self._for_gpu, self._gpu_pixels = self._for_gpu, [], 0
+        if items:
+            yield from self._decode_on_gpu(items)
+
+    def _decode_on_gpu(self, items: list[_Admitted]) -> Iterator[_Decoded]:
+        """Decode in one batch, or in halves where that takes too much memory or time."""
+        found: Sequence[GpuImage | Exception]
+        try:
+            with self._watchdog.watching(items[0].row.index, factor=len(items)):
+                found = decode_on_gpu(
+                    [item.content.data for item in items],
+                    self._device.device,
+                    max_pixels=self._ingest.max_pixels,
+                    max_side=self._ingest.max_side,
+                    truncated=self._ingest.truncated,
+                )
+        except Exception as err:
+            if is_out_of_memory(err):
+                self._device.free_memory()
+            elif not isinstance(err, OverdueError):
+                raise _or_lost(err) from None
+            found = [err]
+        if len(found) < len(items):
+            middle = len(items) // 2
+            yield from self._decode_on_gpu(items[:middle])
+            yield from self._decode_on_gpu(items[middle:])
+            return
+        for item, image in zip(items, found, strict=True):
+            if isinstance(image, GpuImage):
+                row, content, size = item.row, item.content, image.original_size
+                self._note_decoded(row, content, size)
+                image_row = self._image_row(row, content, size, image.flags)
+                yield _Decoded(row, image_row, image.pixels, item.models, 1)
+            else:
+                self._fail_decode(item.row, item.content, image, item.models)
+
+    def _decode(self, item: _Admitted | _Decoded) -> Iterator[_Decoded]:
         """Pixels, once for all models that want them at the same scale."""
+        if isinstance(item, _Decoded):  # by the GPU
+            yield item
+            return
         row, content = item.row, item.content
         scales, num_bytes = self._scales(item)
         for scale, models in sorted(scales.items()):
@@ -286,29 +359,15 @@ class ShardStages:
                 decoded = self._decoded(row, content, scale, models)
                 if decoded is None:
                     continue
-                height, width = decoded.original_size
-                if scale == min(scales):
-                    self._catalogue(row, content.image_id, width, height)
-                    with self._lock:
-                        self.num_decoded += 1
-                image = ImageRow(
-                    image_id=content.image_id,
-                    collection=self._collection,
-                    path=row.path,
-                    source_uri=row.source_uri,
-                    width=width,
-                    height=height,
-                    size_bytes=row.size_bytes,
-                    modified=row.modified,
-                    status=",".join(decoded.flags) or "ok",
-                )
+                self._note_decoded(row, content, decoded.original_size)
+                image = self._image_row(row, content, decoded.original_size, decoded.flags)
                 yield _Decoded(row, image, decoded.pixels, tuple(models), scale)
 
     def _scales(self, item: _Admitted) -> tuple[dict[int, list[int]], int]:
         """Models by the scale that they want the image at, and bytes of its pixels in full."""
         scales: dict[int, list[int]] = {}
         specs = [(index, self._specs[index]) for index in item.models]
-        if self._gate or any(spec.preprocess.decode != "full" for _, spec in specs):
+        if self._gate or any(spec.preprocess.decode == "scaled" for _, spec in specs):
             with suppress(Exception):  # decoding says what is wrong
                 header = read_header(item.content.data)
                 for index, spec in specs:
@@ -319,7 +378,6 @@ class ShardStages:
     def _decoded(
         self, row: Row, content: FileBytes, scale: int, models: Sequence[int]
     ) -> DecodedImage | None:
-        reason: str
         try:
             with self._watchdog.watching(row.index):
                 return decode_image(
@@ -329,18 +387,50 @@ class ShardStages:
                     truncated=self._ingest.truncated,
                     scale=scale,
                 )
-        except DecodeError as err:
-            reason, message, retryable = err.reason, str(err), False
-        except OverdueError as err:
-            reason, message, retryable = "deadline", str(err), False
-        except MemoryError as err:
-            reason, message, retryable = "memory", str(err), True
+        except (DecodeError, OverdueError, MemoryError) as err:
+            self._fail_decode(row, content, err, models)
+            return None
+
+    def _note_decoded(self, row: Row, content: FileBytes, size: tuple[int, int]) -> None:
+        """Count an image, and where it lies, once for however many ways it is decoded in."""
+        with self._lock:
+            if row.index in self._sized:
+                return
+            self._sized.add(row.index)
+            self.num_decoded += 1
+        height, width = size
+        self._catalogue(row, content.image_id, width, height)
+
+    def _image_row(
+        self, row: Row, content: FileBytes, size: tuple[int, int], flags: tuple[str, ...]
+    ) -> ImageRow:
+        height, width = size
+        return ImageRow(
+            image_id=content.image_id,
+            collection=self._collection,
+            path=row.path,
+            source_uri=row.source_uri,
+            width=width,
+            height=height,
+            size_bytes=row.size_bytes,
+            modified=row.modified,
+            status=",".join(flags) or "ok",
+        )
+
+    def _fail_decode(
+        self, row: Row, content: FileBytes, error: Exception, models: Sequence[int]
+    ) -> None:
+        """Some models get no pixels of an image."""
+        if isinstance(error, DecodeError):
+            reason: str = error.reason
+        else:
+            reason = "deadline" if isinstance(error, OverdueError) else "memory"
         self._fail(
-            row, "decode", reason, message, image_id=content.image_id, models=models,
-            retryable=retryable,
+            row, "decode", reason, str(error), image_id=content.image_id, models=models,
+            retryable=reason == "memory",
         )  # fmt: skip
-        self._catalogue(row, content.image_id, row.width, row.height)
-        return None
+        if row.index not in self._sized:
+            self._catalogue(row, content.image_id, row.width, row.height)
 
     def _transform(self, item: _Decoded) -> Iterator[View]:
         """Canvases; one that several models want alike is drawn once."""
@@ -503,7 +593,7 @@ class ShardStages:
             height=height,
         )
         with self._lock:
-            self._catalog.append((row.index, place))
+            self._catalog[row.index] = place
 
     def _fail_work(self, work: Work, stage: str, error: Exception) -> None:
         """One model could not score an image."""

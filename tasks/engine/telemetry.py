@@ -1,7 +1,7 @@
 """What a shard's scoring measures, and what the measurements say.
 
 The statistics of a receipt are flat, from name to number or text. Of a stage named `<stage>`
-(admit, decode, transform, batch, copy, forward, read_out, post, encode):
+(admit, gpu_decode, decode, transform, batch, copy, forward, read_out, post, encode):
 
 - `<stage>_s`: seconds that it was busy, summed over its threads. `forward_s` also holds the
   reading of the outputs, as `forward_s/<model_key>` does of one model.
@@ -12,7 +12,9 @@ The statistics of a receipt are flat, from name to number or text. Of a stage na
 And of the shard: `wall_s`; `load_s` (networks); `read_s` (waiting for files), `read_busy_s` (of the
 reading threads), `read_bytes`, `read_bytes_per_s`, `read_retries`; `write_s`, `write_bytes`;
 `num_decoded`, `images_per_s`; `device`, `device_share` (of the time in which it ran a forward
-pass); `peak_rss_bytes`; `batch_size/<model_key>` (the most frequent one); and, of the inputs of
+pass); `peak_rss_bytes`; `batch_size/<model_key>` (the most frequent one); `engine/<model_key>`
+(engine and precision); `gate/<model_key>` (the figures by which the engine compares with PyTorch in
+float32 on this machine, or "reference": it is that, or needs no gate); and, of the inputs of
 each model, `num_empty/<model_key>`, `num_duplicate/<model_key>`, `num_known/<model_key>` and
 `num_failed/<model_key>`, which with `Receipt.num_scored` (that holds the empty ones) add up to all.
 """
@@ -34,6 +36,7 @@ _MOST_GAIN = 4.0
 _PARTS = {
     "read": ("read",),
     "decode": ("decode", "transform"),
+    "gpu_decode": ("gpu_decode",),
     "forward": ("forward",),
     "postprocess": ("post", "encode"),
     "write": ("write",),
@@ -41,6 +44,7 @@ _PARTS = {
 _RELIEF = {
     "read": "faster storage, or a source nearer to the workers,",
     "decode": "scaled decoding (preprocess.decode: scaled)",
+    "gpu_decode": "decoding by CPU cores (preprocess.decode: full or scaled)",
     "forward": "a faster engine or precision",
     "postprocess": "a higher score threshold or fewer detections per image",
     "write": "faster storage under the store, or larger shards,",
@@ -108,6 +112,7 @@ def _slowest_lane(stats: Mapping[str, float | int | str]) -> str:
         "read": _number(stats, "read_busy_s") / max(1, _number(stats, "threads/read")),
         "decode": sum(_number(stats, f"{stage}_s") for stage in ("decode", "transform"))
         / max(1, _number(stats, "threads/decode")),
+        "gpu_decode": _number(stats, "gpu_decode_s"),
         "forward": _number(stats, "device_share") * wall_s,
         "postprocess": max(
             _number(stats, f"{stage}_s") / max(1, _number(stats, f"threads/{stage}"))

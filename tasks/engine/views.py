@@ -22,7 +22,6 @@ __all__ = [
     "choose_canvas",
     "decode_scale",
     "draw_view",
-    "draw_view_into",
     "place_whole",
     "plan_views",
     "to_original",
@@ -151,7 +150,7 @@ def decode_scale(header: Header, spec: ModelSpec) -> int:
     """
     size = header.height, header.width
     if (
-        spec.preprocess.decode == "full"
+        spec.preprocess.decode != "scaled"
         or header.format != "jpeg"
         or len(_parts(size, spec.tiling)) > 1
     ):
@@ -180,51 +179,53 @@ def place_whole(image_size: Size, preprocess: PreprocessConfig) -> Placement:
 
 
 def draw_view(
-    pixels: NDArray[np.uint8], placement: Placement, preprocess: PreprocessConfig
+    pixels: NDArray[np.uint8] | Tensor, placement: Placement, preprocess: PreprocessConfig
 ) -> NDArray[np.uint8]:
-    """Lay an image on a new canvas, (height, width, 3) RGB; see `draw_view_into`."""
-    canvas = np.empty((*placement.canvas, 3), np.uint8)
-    draw_view_into(canvas, pixels, placement, preprocess)
-    return canvas
-
-
-def draw_view_into(
-    canvas: NDArray[np.uint8],
-    pixels: NDArray[np.uint8],
-    placement: Placement,
-    preprocess: PreprocessConfig,
-) -> None:
-    """Lay an image on a canvas, such as a place in a batch.
+    """Lay an image on a new canvas.
 
     Args:
-        canvas: (canvas height, canvas width, 3), C-contiguous; all of it is overwritten.
-        pixels: (H, W, 3) RGB, the whole original, or decoded at 1 / `placement.decode_scale`.
+        pixels: (H, W, 3) uint8 RGB, the whole original, or decoded at 1 / `placement.decode_scale`.
+            A tensor is resized where it is, within one grey level of what an array gives.
         placement: of that image.
         preprocess: its `pad_value` and `antialias`; the rest is in the placement.
+
+    Returns:
+        (canvas height, canvas width, 3) RGB.
 
     Raises:
         ValueError: the pixels are not of the size that the placement was made for.
     """
     scale = placement.decode_scale
-    if pixels.shape[:2] != tuple(-(-side // scale) for side in placement.image_size):
+    if tuple(pixels.shape[:2]) != tuple(-(-side // scale) for side in placement.image_size):
         raise ValueError(
             f"expected the pixels of an image of {placement.image_size} decoded at 1/{scale}, got "
-            f"{pixels.shape[:2]}"
+            f"{tuple(pixels.shape[:2])}"
         )
     height, width = placement.source_size
     part = pixels[placement.top :, placement.left :][:height, :width]
     rows, columns = placement.content
+    canvas = np.empty((*placement.canvas, 3), np.uint8)
     content = canvas[:rows, :columns]
     mirrored = placement.flip_x or placement.flip_y
-    if (rows, columns) == placement.resized and content.flags.c_contiguous and not mirrored:
+    if isinstance(part, Tensor):
+        resized = _resize_tensor(part, placement.resized, antialias=preprocess.antialias)
+        content[...] = _shown(resized, placement)
+    elif (rows, columns) == placement.resized and content.flags.c_contiguous and not mirrored:
         _resize_into(content, part, antialias=preprocess.antialias)
     else:
         resized = np.empty((*placement.resized, 3), np.uint8)
         _resize_into(resized, part, antialias=preprocess.antialias)
-        shown = resized[placement.crop_top :, placement.crop_left :][:rows, :columns]
-        content[...] = shown[:: -1 if placement.flip_y else 1, :: -1 if placement.flip_x else 1]
+        content[...] = _shown(resized, placement)
     canvas[rows:] = preprocess.pad_value
     canvas[:rows, columns:] = preprocess.pad_value
+    return canvas
+
+
+def _shown(resized: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    """What of a resized part is on the canvas, as it is there."""
+    rows, columns = placement.content
+    shown = resized[placement.crop_top :, placement.crop_left :][:rows, :columns]
+    return shown[:: -1 if placement.flip_y else 1, :: -1 if placement.flip_x else 1]
 
 
 def to_original(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
@@ -369,3 +370,13 @@ def _resize_into(out: NDArray[np.uint8], pixels: NDArray[np.uint8], *, antialias
         torch.ops.aten._upsample_bilinear2d_aa if antialias else torch.ops.aten.upsample_bilinear2d
     )
     resize.out(source, list(out.shape[:2]), False, None, None, out=target)
+
+
+def _resize_tensor(pixels: Tensor, size: Size, *, antialias: bool) -> NDArray[np.uint8]:
+    """Bilinear, on the device of the pixels; GPUs resize no integers, so it is rounded here."""
+    if tuple(pixels.shape[:2]) != size:
+        planes = torch.nn.functional.interpolate(
+            pixels.permute(2, 0, 1)[None].float(), size, mode="bilinear", antialias=antialias
+        )
+        pixels = planes[0].permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8)
+    return pixels.cpu().numpy()

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from pixelmill.tasks.engine import gpu_decode
 from pixelmill.tasks.engine.decode import DecodeError, decode_image
-from pixelmill.tasks.engine.gpu_decode import GpuImage, can_decode_on_gpu, decode_on_gpu
+from pixelmill.tasks.engine.gpu_decode import (
+    GpuImage,
+    can_decode_on_gpu,
+    decode_on_gpu,
+    require_gpu_decoder,
+)
 from pixelmill.tasks.engine.header import is_plain_jpeg
 
 CPU = torch.device("cpu")
@@ -119,6 +124,25 @@ def test_a_batch_that_the_gpu_fails_on_is_decoded_by_the_cpu():
 
     found = decode_on_gpu(list(PLAIN.values()), CPU, decode_batch=failing, **LIMITS)
     assert all(isinstance(each, GpuImage) and each.flags == () for each in found)
+
+
+def test_a_file_that_the_gpu_fails_on_changes_no_other():
+    bad = PLAIN["grey"]
+    fake = FakeNvJpeg()
+
+    def failing(files: list[Tensor], device: torch.device) -> list[Tensor]:
+        if any(bytes(each.numpy()) == bad for each in files):
+            raise RuntimeError("nvJPEG: bad bit stream")
+        return fake(files, device)
+
+    found = decode_on_gpu(list(PLAIN.values()), CPU, decode_batch=failing, **LIMITS)
+    flags = [each.flags for each in found if isinstance(each, GpuImage)]
+    assert flags == [() if name == "grey" else ("unverified",) for name in PLAIN]
+
+
+def test_a_worker_without_the_decoder_refuses_and_says_what_to_do():
+    with pytest.raises(ValueError, match=r"got device 'cpu'.*decode: full or scaled"):
+        require_gpu_decoder(CPU)
 
 
 def test_a_gpu_out_of_memory_is_for_the_caller():

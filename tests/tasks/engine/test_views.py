@@ -18,7 +18,6 @@ from pixelmill.tasks.engine.views import (
     choose_canvas,
     decode_scale,
     draw_view,
-    draw_view_into,
     place_whole,
     plan_views,
     to_original,
@@ -186,7 +185,7 @@ def test_without_antialiasing_a_pixel_is_interpolated_from_its_neighbours_alone(
     assert drawn[True].min() > 0
 
 
-# --- Into a place of a batch ----------------------------------------------------------------------
+# --- As others draw -------------------------------------------------------------------------------
 
 
 def reference_view(pixels, placement, preprocess) -> np.ndarray:
@@ -210,16 +209,18 @@ def reference_view(pixels, placement, preprocess) -> np.ndarray:
     "resize", [{}, {"resize": "stretch"}, {"resize": "center_crop", "crop_from": 70}]
 )
 @pytest.mark.parametrize("size", [(64, 96), (50, 201), (203, 51), (30, 40), (90, 90)])
-def test_a_view_drawn_into_a_batch_is_torchvisions(size, resize, antialias) -> None:
+def test_a_view_is_torchvisions_and_on_a_device_within_a_grey_level(
+    size, resize, antialias
+) -> None:
     preprocess = PreprocessConfig(canvases=((64, 64),), antialias=antialias, **resize)
     flips = AugmentationConfig(horizontal_flip=True, vertical_flip=True)
     spec = make_spec(preprocess=preprocess, augmentation=flips)
-    batch = np.full((3, 64, 64, 3), 7, np.uint8)
     pixels = noise(*size)
     for placement in plan_views(size, spec):
-        draw_view_into(batch[1], pixels, placement, preprocess)
-        assert (batch[1] == reference_view(pixels, placement, preprocess)).all()
-    assert (batch[::2] == 7).all()
+        expected = reference_view(pixels, placement, preprocess)
+        assert (draw_view(pixels, placement, preprocess) == expected).all()
+        on_device = draw_view(torch.from_numpy(pixels), placement, preprocess).astype(int)
+        assert np.abs(on_device - expected).max() <= 1
 
 
 def test_pixels_of_another_size_than_the_placement_is_for_are_refused() -> None:
