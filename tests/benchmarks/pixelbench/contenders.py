@@ -542,8 +542,6 @@ CONTENDERS: dict[str, Kind] = {
     "best_1": Kind("Pixelmill, one worker, fastest settings", _Pixelmill, is_best=True),
     "naive_1": Kind("naive loop, batch 1", _Naive),
     "sahi_1": Kind("SAHI get_prediction", _Sahi, needs="sahi", only=_BOXES),
-    "forward_2": Kind("limit: pure forward", _Forward, num_processes=2, num_cores=2, on_gpu=False),
-    "decode_2": Kind("limit: raw decode", _Decode, num_processes=2, num_cores=2, on_gpu=False),
     "stages_2": Kind(
         "bound: decode + transform + forward + post",
         _Stages,

@@ -10,7 +10,8 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ __all__ = ["Measured", "Round", "Table", "count_clean", "play", "summarise"]
 
 REFERENCE = "naive_1"
 # Where other programs disturb, so many times the rounds asked for are played at most
-MOST_ROUNDS = 2
+MOST_ROUNDS = 1.4
 # Share of the machine's cores that others may have beyond those that a contender leaves free
 CLEAN = 0.08
 _START_S = 300
@@ -163,6 +164,32 @@ def _start(
         )  # fmt: skip
 
 
+@contextmanager
+def _started(
+    names: Sequence[str], workload_path: Path, device: str, scratch: Path
+) -> Iterator[list[_Player]]:
+    """Contenders that have loaded; ended at the end."""
+    players: list[_Player] = []
+    try:
+        players += [_Player(name, workload_path, device, scratch) for name in names]
+        for player in players:
+            player.wait_ready()
+        yield players
+    finally:
+        for player in players:
+            player.close()
+
+
+def _play_rounds(players: Sequence[_Player], num_rounds: int) -> dict[str, list[Round]]:
+    rounds: dict[str, list[Round]] = {player.name: [] for player in players}
+    for number in range(int(MOST_ROUNDS * num_rounds)):
+        for player in players if number % 2 == 0 else players[::-1]:
+            rounds[player.name].append(player.play())
+        if all(count_clean(name, each) >= num_rounds for name, each in rounds.items()):
+            break
+    return rounds
+
+
 def _python_path() -> str:
     """The caller's, with this package on it."""
     return os.pathsep.join(
@@ -197,24 +224,18 @@ def play(
     skipped = {name: why for name in names if (why := _why_not(name, workload, device))}
     playing = [name for name in names if name not in skipped]
     path = workload.save(folder / "workload.pickle")
-    players: list[_Player] = []
-    try:
-        for name in playing:
-            players.append(_Player(name, path, device, folder))
-        for player in players:
-            player.wait_ready()
-        for player in players:
-            player.play()
-        agreements = _agreements(players)
-        rounds: dict[str, list[Round]] = {name: [] for name in playing}
-        for number in range(MOST_ROUNDS * num_rounds):
-            for player in players if number % 2 == 0 else players[::-1]:
-                rounds[player.name].append(player.play())
-            if all(count_clean(name, each) >= num_rounds for name, each in rounds.items()):
-                break
-    finally:
-        for player in players:
-            player.close()
+    rounds: dict[str, list[Round]] = {}
+    found: dict[str, dict[str, Result]] = {}
+    # Those with as many cores as each other are compared, and all at once would fill the memory
+    for num_cores in sorted({CONTENDERS[name].num_cores for name in playing}):
+        group = [name for name in playing if CONTENDERS[name].num_cores == num_cores]
+        with _started(group, path, device, folder) as players:
+            for player in players:
+                player.play()
+            found |= {player.name: results for player in players if (results := player.results())}
+            _check(found)
+            rounds |= _play_rounds(players, num_rounds)
+    agreements = _agreements(found)
     return Table(
         title=workload.title,
         num_images=len(workload.paths),
@@ -252,23 +273,25 @@ def _why_not(name: str, workload: Workload, device: str) -> str | None:
     return None
 
 
-def _agreements(players: Sequence[_Player]) -> dict[str, Agreement]:
+def _agreements(found: Mapping[str, dict[str, Result]]) -> dict[str, Agreement]:
     """What each contender found beside the reference."""
-    found = {player.name: results for player in players if (results := player.results())}
     reference = found.get(REFERENCE)
     if reference is None:
         return {}
-    agreements = {
+    return {
         name: compare(reference, results) for name, results in found.items() if name != REFERENCE
     }
+
+
+def _check(found: Mapping[str, dict[str, Result]]) -> None:
+    """Stop before anything is timed that did not do the same work."""
     wrong = {
         name: each
-        for name, each in agreements.items()
+        for name, each in _agreements(found).items()
         if not each.is_equal and not CONTENDERS[name].is_best
     }
     if wrong:
         raise ValueError(f"not the same results as {REFERENCE}: {wrong}")
-    return agreements
 
 
 def count_clean(name: str, rounds: Sequence[Round]) -> int:

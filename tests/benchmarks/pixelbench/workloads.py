@@ -400,11 +400,11 @@ def _settle_segmenter(model: Any, sample: torch.Tensor) -> None:
 WORKLOADS = {
     "ssdlite": _Recipe(
         "light detector (torchvision SSDlite320-MobileNetV3, 320x320)",
-        "torchvision_detector", _ssdlite, _photos, 80,
+        "torchvision_detector", _ssdlite, _photos, 40,
     ),
     "instances": _Recipe(
         "light instance segmenter (RetinaMask 1.5 M, 240x320)",
-        "own_detector", _demo("demo-detector"), _scenes, 96,
+        "own_detector", _demo("demo-detector"), _scenes, 32,
     ),
     "heavy": _Recipe(
         "heavy detector (torchvision RetinaNet-R50-FPN, 480x640)",
@@ -412,15 +412,15 @@ WORKLOADS = {
     ),
     "segmenter": _Recipe(
         "semantic segmenter (U-Net 1.9 M, 144x192)",
-        "own_segmenter", _demo("demo-segmenter"), _scenes, 96,
+        "own_segmenter", _demo("demo-segmenter"), _scenes, 48,
     ),
     "captioner": _Recipe(
         "captioner (Show, Attend and Tell 1.4 M, beam 3)",
-        "own_captioner", _demo("demo-captioner"), _scenes, 64,
+        "own_captioner", _demo("demo-captioner"), _scenes, 48,
     ),
     "identity": _Recipe(
         "identity (costs nothing, 224x224)",
-        "identity", _identity, _photos, 400,
+        "identity", _identity, _photos, 320,
     ),
     "maskrcnn": _Recipe(
         "instance segmenter (torchvision Mask R-CNN-R50-FPN, 480x640)",
