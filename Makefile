@@ -6,13 +6,14 @@ TYPES := build/types/pixelmill
 FOLDERS := configs models tasks flows
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench chaos clean
 
 help:
 	@echo "make demo   set up, then score, evaluate and report on rendered scenes, offline"
 	@echo "make test   set up, then lint, types and every test"
 	@echo "make check  lint and types only"
 	@echo "make bench  the benchmarks: JSON and tables in docs/benchmarks"
+	@echo "make chaos  kill -9 at random, resume, audit, compare: ROUNDS=100 SEED=0"
 	@echo "make clean  remove what the other targets made, .venv included"
 
 $(BIN)/python:
@@ -52,6 +53,12 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	PYTHONPATH=tests/benchmarks $(BIN)/python -P -m pixelbench $(BENCH)
 	$(BIN)/python -P -m pytest -m benchmark -s tests/benchmarks
+
+# About a minute a round on two cores
+ROUNDS ?= 100
+SEED ?= 0
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -P tests/flows/chaos.py --rounds $(ROUNDS) --seed $(SEED) --folder build/chaos
 
 clean:
 	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

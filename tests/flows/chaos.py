@@ -262,7 +262,7 @@ class Harness:
         self.config = folder / "chaos.yaml"
         self.num_images = num_images
         self._num_logs = 0
-        self._api = ""
+        self.api = ""
         folder.mkdir(parents=True, exist_ok=True)
         per_shard = -(-num_images // num_shards)
         self.config.write_text(CONFIG.replace("IMAGES_PER_SHARD", str(per_shard)))
@@ -296,7 +296,7 @@ class Harness:
         api = f"http://127.0.0.1:{port}/api"
         try:
             wait_until(is_healthy, "Prefect server")
-            self._api = api
+            self.api = api
             yield
         finally:
             server.kill_all()
@@ -305,7 +305,7 @@ class Harness:
         where = (self.images, "--config", self.config, "--out", store, "--date", DATE)
         return self.launch(
             "score", "pixelmill.flows.cli", "score", *where, "--no-report", *options,
-            PREFECT_API_URL=self._api,
+            PREFECT_API_URL=self.api,
         )  # fmt: skip
 
     def reference(self) -> dict[str, pd.DataFrame]:

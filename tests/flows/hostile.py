@@ -16,7 +16,7 @@ PLANTED = {how: b"planted: %s\n" % how.encode() for how in ("abort", "hang", "ho
 
 # Stands before the real simplejpeg on the path of all worker processes
 PLANTED_DECODER = '''
-"""simplejpeg, but for files whose comment tells it to misbehave; it says so in a log before."""
+"""simplejpeg, but it counts, and misbehaves where a file's comment says so, after logging that."""
 
 import importlib.machinery
 import importlib.util
@@ -46,6 +46,9 @@ def misbehave(how):
 
 
 def planted_decode_jpeg(data, *args, **options):
+    if "DECODED_LOG" in os.environ:
+        with open(os.environ["DECODED_LOG"], "a") as log:
+            log.write(".")
     before, found, how = bytes(data[:64]).partition(b"planted: ")
     if found:
         misbehave(how.partition(b"\\n")[0].decode())
