@@ -11,7 +11,7 @@ weights meaningful: Chen et al., DeepLab, 2016, https://arxiv.org/abs/1606.00915
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torchvision
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def _dilate(stage: nn.Module, factor: int) -> None:
 
 
 def _resnet(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
-    net = torchvision.models.get_model(name, weights=None)
+    net = cast("Any", torchvision.models.get_model(name, weights=None))
     first = nn.Sequential(net.conv1, net.bn1, net.relu)
     stages = [first, nn.Sequential(net.maxpool, net.layer1), net.layer2, net.layer3, net.layer4]
     wide = net.fc.in_features
@@ -97,7 +97,8 @@ def _resnet(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
 
 
 def _vgg(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
-    layers = list(torchvision.models.get_model(name, weights=None, init_weights=False).features)
+    net = cast("Any", torchvision.models.get_model(name, weights=None, init_weights=False))
+    layers = list(net.features)
     pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
     # The convolutions at full resolution go with the first halving: a stage ends before the pool
     # that follows it, so that its features are the finest of their stride.
@@ -110,12 +111,14 @@ def _vgg(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
 
 
 def _mobilenet_v2(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
-    layers = list(torchvision.models.get_model(name, weights=None).features)
+    net = cast("Any", torchvision.models.get_model(name, weights=None))
+    layers = list(net.features)
     return _cut(layers, (0, 2, 4, 7, 14, 19)), (16, 24, 32, 96, 1280)
 
 
 def _mobilenet_v3_large(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
-    layers = list(torchvision.models.get_model(name, weights=None).features)
+    net = cast("Any", torchvision.models.get_model(name, weights=None))
+    layers = list(net.features)
     return _cut(layers, (0, 2, 4, 7, 13, 17)), (16, 24, 40, 112, 960)
 
 

@@ -11,7 +11,7 @@ of the nearer one, relative to the canvas.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,8 @@ class _VGGBase(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = list(torchvision.models.vgg16(weights=None, init_weights=False).features)
+        vgg = cast("Any", torchvision.models.vgg16(weights=None, init_weights=False))
+        layers = list(vgg.features)
         pools = [layer for layer in layers if isinstance(layer, nn.MaxPool2d)]
         pools[2].ceil_mode = True  # 75 -> 38 cells
         self.conv4_3 = nn.Sequential(*layers[:23])
@@ -141,7 +142,8 @@ class SSD(nn.Module):
         box_loss: BoxLoss = "smooth_l1",
     ) -> None:
         super().__init__()
-        self.match_iou, self.negative_ratio, self.box_loss = match_iou, negative_ratio, box_loss
+        self.match_iou, self.negative_ratio = match_iou, negative_ratio
+        self.box_loss: BoxLoss = box_loss
         self.size = size
         self.base = _VGGBase() if backbone == "vgg16" else _ExtractorBase(backbone)
         shallow, deep = self.base.channels

@@ -62,9 +62,11 @@ class Statistics(Protocol):
     @property
     def num_images(self) -> int:
         """Length of a draw."""
+        ...
 
     def resample(self, weights: NDArray[np.int32]) -> Resampled:
         """Numbers of (B, num_images) draws: (B,) each, NaN where a draw leaves one undefined."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

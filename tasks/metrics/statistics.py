@@ -103,7 +103,8 @@ class LabelStatistics:
     def _count(self, index: NDArray[np.int64], weights: Weights) -> NDArray[np.float64]:
         """(B, K) weight of each class."""
         size = len(self.class_names)
-        return np.stack([np.bincount(index, weights=row, minlength=size) for row in weights])
+        rows = [np.bincount(index, weights=row, minlength=size) for row in weights]
+        return np.stack(rows).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

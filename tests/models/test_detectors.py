@@ -1,5 +1,8 @@
 """What holds for each of the detectors: its size, its shapes, its gradient, its learning."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalCall=false
+# (outputs are those of the task that was asked for)
+
 import pytest
 import torch
 from torch import nn

@@ -113,7 +113,7 @@ def test_the_gradient_reaches_every_parameter(name):
     module = SMALL[name]().train()
     outputs = module(torch.randn(2, 3, 64, 64))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((each * torch.randn_like(each)).sum() for each in outputs).backward()
+    torch.stack([(each * torch.randn_like(each)).sum() for each in outputs]).sum().backward()
     without = [
         each
         for each, parameter in module.named_parameters()

@@ -1,5 +1,8 @@
 """What is particular to detectors of two stages; what holds for all is in `test_detectors`."""
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# (parts of modules, and arguments by name)
+
 import numpy as np
 import pytest
 import torch

@@ -131,7 +131,7 @@ def test_pixel_numbers_of_drawn_images_are_those_of_the_repeated_images():
     counts = draw_images(5, 4, rng)
     found = statistics.resample(counts)
     for row, drawn in enumerate(counts):
-        total = sum(n * each for n, each in zip(drawn, confusions, strict=True))
+        total = np.sum([n * each for n, each in zip(drawn, confusions, strict=True)], axis=0)
         scores = score_confusion(total, names)
         for metric in scores.metrics:
             if Number(metric.name) in found:
