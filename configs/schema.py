@@ -33,7 +33,7 @@ TaskName = Literal[
     "classification", "detection", "instance_segmentation", "semantic_segmentation", "captioning"
 ]
 EngineName = Literal["torch", "openvino", "torch-compile", "onnxruntime"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 CanvasSize = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
@@ -257,7 +257,12 @@ class _Model(Frozen):
     )
     precision: Precision = Field(
         default="fp32",
-        description="of the forward pass; bf16 for GPUs and CPUs with AMX, fp16 for GPUs",
+        description="of the forward pass; bf16 for GPUs and CPUs with AMX, fp16 for GPUs, int8 for "
+        "CPUs (engine: openvino and quantized:)",
+    )
+    quantized: LocalPath | None = Field(
+        default=None,
+        description="precision: int8's file, which `pixelmill models quantize` writes",
     )
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         default="auto",
@@ -272,12 +277,17 @@ class _Model(Frozen):
             raise ValueError(
                 f"engine: {self.engine} computes in {' or '.join(known)}, got {self.precision}"
             )
+        if (self.precision == "int8") != (self.quantized is not None):
+            raise ValueError(
+                "precision: int8 and quantized: belong together; `pixelmill models quantize` "
+                "writes the file that quantized: names"
+            )
         return self
 
 
 # Of those that do not have all
 _PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
-    "openvino": ("fp32", "bf16"),
+    "openvino": ("fp32", "bf16", "int8"),
     "onnxruntime": ("fp32",),
 }
 
@@ -361,6 +371,12 @@ class ComputeConfig(Frozen):
     publish_seconds: float = Field(default=60.0, gt=0, description="or after this many seconds")
 
 
+def _check_draws(number: int) -> int:
+    if 0 < number < 100:
+        raise ValueError(f"expected 0 for no intervals, or at least 100 draws; got {number}")
+    return number
+
+
 class EvaluationConfig(Frozen):
     """Where truth is, and how it is compared."""
 
@@ -371,12 +387,6 @@ class EvaluationConfig(Frozen):
         default=None, description="folder of PNG label maps named like the images"
     )
     captions: LocalPath | None = Field(default=None, description="COCO captions JSON")
-def _check_draws(number: int) -> int:
-    if 0 < number < 100:
-        raise ValueError(f"expected 0 for no intervals, or at least 100 draws; got {number}")
-    return number
-
-
     labels: LocalPath | None = Field(
         default=None, description="CSV with the columns file_name and label"
     )
@@ -392,6 +402,12 @@ def _check_draws(number: int) -> int:
     iou_type: Literal["auto", "bbox", "segm"] = Field(
         default="auto", description="auto: boxes, and masks where model and truth have them"
     )
+    bootstrap: Annotated[int, AfterValidator(_check_draws)] = Field(
+        default=1000,
+        ge=0,
+        le=100_000,
+        description="draws of images for the 95 % intervals of the headline numbers; 0: none",
+    )
 
 
 class RunConfig(Frozen):
@@ -401,12 +417,6 @@ class RunConfig(Frozen):
     description: str = Field(default="", description="one line for `pixelmill config list`")
     images: str | None = Field(
         default=None, description="default folder or URL where the command names none"
-    )
-    bootstrap: Annotated[int, AfterValidator(_check_draws)] = Field(
-        default=1000,
-        ge=0,
-        le=100_000,
-        description="draws of images for the 95 % intervals of the headline numbers; 0: none",
     )
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="all fed by one decode")
     ingest: IngestConfig = Field(default_factory=IngestConfig)

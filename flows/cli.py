@@ -66,9 +66,10 @@ config_app.command(configs.config_show, name="show")
 config_app.command(configs.config_check, name="check")
 app.command(config_app)
 
-models_app = App(name="models", help="List and fetch models.", help_format="plaintext")
+models_app = App(name="models", help="List, fetch and quantize models.", help_format="plaintext")
 models_app.command(models.models_list, name="list")
 models_app.command(models.models_fetch, name="fetch")
+models_app.command(models.models_quantize, name="quantize")
 app.command(models_app)
 
 

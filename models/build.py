@@ -22,6 +22,7 @@ from pixelmill.models.engines.choice import (
     pass_gate,
     settle_engine,
 )
+from pixelmill.models.engines.quantized import QuantizedFile, check_quantized
 from pixelmill.models.interface import Network, ViewOutput
 from pixelmill.models.onnx_files import external_files
 from pixelmill.models.onnx_network import OnnxNetwork
@@ -91,6 +92,7 @@ def resolve_model(
         classes, arguments = defaults.classes, defaults.arguments
         preprocess = preprocess or defaults.preprocess
     decode_path, decode_function = _find_decode(config, base)
+    quantized_path = _find_quantized(config, base)
     asked = ModelSpec(
         name=config.name,
         task=config.task,
@@ -105,6 +107,8 @@ def resolve_model(
         preprocess=_needed_preprocess(config, preprocess),
         weights_sha256=_digest(weights_file),
         precision=config.precision,
+        quantized_path=quantized_path,
+        quantized_sha256=_digest(Path(quantized_path)) if quantized_path else None,
         batch_size=config.batch_size,
         trust=config.trust,
         **{
@@ -121,6 +125,8 @@ def resolve_model(
     if engine is not None:
         asked = asked.model_copy(update={"engine": engine})
     _check_engine(asked)
+    if quantized_path:
+        check_quantized(QuantizedFile(Path(quantized_path)), asked)
     return settle_engine(asked, build_network, device=device)
 
 
@@ -133,11 +139,9 @@ def build_network(spec: ModelSpec, device: str = "cpu") -> Network:
         ImportError: an optional dependency is missing.
     """
     weights_file = locate_weights(spec.weights_path)
-    if _digest(weights_file) != spec.weights_sha256:
-        raise ValueError(
-            f"{spec.name}: {str(weights_file)!r} is not the file that the run was planned with; "
-            "start a new run"
-        )
+    _check_digest(spec.name, weights_file, spec.weights_sha256)
+    if spec.quantized_path is not None:
+        _check_digest(spec.name, Path(spec.quantized_path), spec.quantized_sha256)
     if spec.architecture == ONNX:
         return OnnxNetwork(spec, str(weights_file), device)
     if spec.architecture in PROGRAMS:
@@ -292,6 +296,18 @@ def _find_decode(config: ModelConfig, base: Path) -> tuple[str | None, str | Non
     return str(path), function
 
 
+def _find_quantized(config: ModelConfig, base: Path) -> str | None:
+    if config.quantized is None:
+        return None
+    path = (base / Path(config.quantized).expanduser()).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{config.name}: no file of int8 graphs at {str(path)!r}; `pixelmill models quantize` "
+            "writes one"
+        )
+    return str(path)
+
+
 def _needed_classes(config: ModelConfig, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     if config.task == "captioning":
         return ()
@@ -327,6 +343,13 @@ def _digest_of(path: str, size_bytes: int, modified_ns: int) -> str:
     """Sha256 of a file; read once while size and time stay."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digest(name: str, path: Path, sha256: str | None) -> None:
+    if _digest(path) != sha256:
+        raise ValueError(
+            f"{name}: {str(path)!r} is not the file that the run was planned with; start a new run"
+        )
 
 
 def _find_architecture(spec: ModelSpec) -> Architecture:

@@ -29,13 +29,13 @@ class EngineNetwork:
         self.device = trunk.device
         self.engine_used = engine_used
         self.gate: GateReport | None = None
-        self._trunk = trunk
+        self.trunk = trunk
         self._read = read
 
     def forward(self, images: Tensor) -> Any:
         """Raw outputs of (B, H, W, 3) uint8 RGB canvases on the network's device; see `Network`."""
         with _scoring():
-            return self._trunk(images)
+            return self.trunk(images)
 
     def read_out(self, raw: Any, canvas: tuple[int, int]) -> list[ViewOutput]:
         """Predictions of what `forward` gave; see `Network`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pixelmill.models.engines.files import FileRaw, FileTrunk, OnnxFile, OpenVinoFile
+from pixelmill.models.engines.quantized import QuantizedFile
 from pixelmill.models.interface import ViewOutput
 from pixelmill.models.network import EngineNetwork
 from pixelmill.models.spec import ModelSpec
@@ -29,8 +30,9 @@ class OnnxNetwork(EngineNetwork):
     def __init__(self, spec: ModelSpec, weights_path: str, device: str = "cpu") -> None:
         path = Path(weights_path)
         try:
+            graphs = QuantizedFile(Path(spec.quantized_path)) if spec.quantized_path else None
             file = (
-                OpenVinoFile(path, spec.precision)
+                OpenVinoFile(path, spec.precision, graphs.graph if graphs else None)
                 if spec.engine == "openvino"
                 else OnnxFile(path, device)
             )

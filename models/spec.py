@@ -43,6 +43,7 @@ class ModelSpec(BaseModel):
         weights_sha256: hex digest of that file.
         decode_path: local file of the user's decode function and its name, or None; the digest of
             the source is part of the key, its place is not.
+        quantized_path: local file of the graphs in int8, or None; the digest is part of the key.
         engine: what runs the forward pass.
         engine_note: why that is not the engine that the config asks for; not part of the key.
         batch_size: images per forward pass, "auto" by measurement; not part of the key.
@@ -64,6 +65,8 @@ class ModelSpec(BaseModel):
     vocabulary: tuple[str, ...] = ()
     preprocess: PreprocessConfig
     precision: str
+    quantized_path: str | None = None
+    quantized_sha256: str | None = None
     engine: EngineName = Field(default_factory=lambda data: default_engine(data["architecture"]))
     engine_note: str = ""
     postprocess: BoxPostprocess | CaptionPostprocess | ClassificationPostprocess | None = None
@@ -78,11 +81,14 @@ class ModelSpec(BaseModel):
         identity = self.model_dump(
             mode="json",
             exclude={
-                "name", "weights_path", "decode_path", "engine_note", "batch_size", "trust",
+                "name", "weights_path", "decode_path", "quantized_path", "engine_note",
+                "batch_size", "trust",
             },
         )  # fmt: skip
         if self.engine == default_engine(self.architecture):  # as before there was a choice
             identity.pop("engine")
+        if self.quantized_sha256 is None:  # as before there was int8
+            identity.pop("quantized_sha256")
         if isinstance(self.postprocess, BoxPostprocess):
             identity["postprocess"].pop("keep_candidates")
         if self.preprocess.decode == "full":  # as before there was a choice
@@ -91,8 +97,18 @@ class ModelSpec(BaseModel):
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
+    @property
+    def graph_identity(self) -> dict[str, Any]:
+        """All that a converted trunk follows from, beside the canvas."""
+        return {
+            "weights": self.weights_sha256,
+            "architecture": self.architecture,
+            "arguments": self.arguments,
+            "pixels": self.preprocess.model_dump(include={"mean", "std", "channels"}),
+        }
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, but the copy finds its own key: pydantic copies what is cached too."""
         copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("key", None)
+        vars(copy).pop("key", None)
         return copy

@@ -12,6 +12,7 @@ from pixelmill.models.engines.compiled import CompiledTrunk
 from pixelmill.models.engines.onnxruntime import OnnxTrunk
 from pixelmill.models.engines.openvino import OpenVinoTrunk
 from pixelmill.models.engines.pixels import PixelTrunk, Trunk
+from pixelmill.models.engines.quantized import QuantizedFile
 from pixelmill.models.engines.torch_eager import DTYPES, TorchTrunk, fold_module
 from pixelmill.models.interface import ViewOutput
 from pixelmill.models.network import EngineNetwork
@@ -68,6 +69,9 @@ def _check_device(spec: ModelSpec, device: torch.device) -> None:
 
 
 def _make_trunk(pixels: PixelTrunk, spec: ModelSpec, device: str) -> Trunk:
+    if spec.quantized_path is not None:
+        graphs = QuantizedFile(Path(spec.quantized_path))
+        return OpenVinoTrunk(pixels, spec.precision, None, graphs.graph)
     if spec.engine == "openvino":
         return OpenVinoTrunk(pixels, spec.precision, _graph_folder(spec, "openvino"))
     if spec.engine == "onnxruntime":
@@ -81,10 +85,4 @@ def _graph_folder(spec: ModelSpec, kind: str) -> Path | None:
     """Where a model's graphs are kept; nowhere if its code is the user's, which may change."""
     if ":" in spec.architecture:
         return None
-    identity = {
-        "weights": spec.weights_sha256,
-        "architecture": spec.architecture,
-        "arguments": spec.arguments,
-        "pixels": spec.preprocess.model_dump(include={"mean", "std", "channels"}),
-    }
-    return cache_folder() / "graphs" / f"{kind}-{digest(identity)}"
+    return cache_folder() / "graphs" / f"{kind}-{digest(spec.graph_identity)}"

@@ -32,7 +32,7 @@ from pixelmill.tasks.truth import (
     read_label_map,
 )
 
-__all__ = ["check_held_out"]
+__all__ = ["check_held_out", "predict_image", "score_predictions"]
 
 _SHOWN = ("AP50", "AP", "mIoU", "pixel accuracy", "CIDEr-D", "CIDEr-D baseline", "BLEU-4")
 
@@ -60,16 +60,30 @@ def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> d
     spec = resolve_model(config, weights.parent)
     network = build_network(spec)
     predictions = {
-        name: _predict(network, spec, place_inside(source.images, name)) for name in names
+        name: predict_image(network, spec, place_inside(source.images, name)) for name in names
     }
+    return score_predictions(predictions, source.truth, spec)
+
+
+def score_predictions(
+    predictions: Mapping[str, ImagePrediction], truth: Path, spec: ModelSpec
+) -> dict[str, float]:
+    """The main numbers of the task, see `check_held_out`.
+
+    Args:
+        predictions: by file name in the truth.
+        truth: as for training: a COCO file, a folder of label maps, COCO captions.
+        spec: of the model; its classes are named as in the truth.
+    """
     if spec.task == "semantic_segmentation":
-        return _shown(_score_semantic(predictions, source.truth, spec))
+        return _shown(_score_semantic(predictions, truth, spec))
     if spec.task == "captioning":
-        return _shown(_score_captions(predictions, source.truth))
-    return _score_boxes(predictions, source.truth, spec)
+        return _shown(_score_captions(predictions, truth))
+    return _score_boxes(predictions, truth, spec)
 
 
-def _predict(network: Network, spec: ModelSpec, path: Path) -> ImagePrediction:
+def predict_image(network: Network, spec: ModelSpec, path: Path) -> ImagePrediction:
+    """Score one image, as an engine that has nothing else to do."""
     decoded = decode_image(path.read_bytes(), max_pixels=IngestConfig().max_pixels)
     size = decoded.original_size
     placements = plan_views(size, spec)

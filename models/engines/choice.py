@@ -168,5 +168,10 @@ def _seconds_per_image(network: Network, spec: ModelSpec) -> float:
 
 def _reference(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(
-        update={"engine": default_engine(spec.architecture), "precision": "fp32"}
+        update={
+            "engine": default_engine(spec.architecture),
+            "precision": "fp32",
+            "quantized_path": None,
+            "quantized_sha256": None,
+        }
     )

@@ -1,5 +1,6 @@
 """A user's .onnx file as a trunk, run by ONNX Runtime or by OpenVINO."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -64,14 +65,20 @@ class OpenVinoFile:
 
     Args:
         path: of the .onnx file, or of an .xml file of OpenVINO's own.
-        precision: fp32 or bf16.
+        precision: fp32 or bf16; int8 with `quantized`.
+        quantized: (H, W) of a canvas -> its graph, which replaces the file's own.
 
     Raises:
         ImportError: OpenVINO is not installed.
         ValueError: the file has not exactly one input.
     """
 
-    def __init__(self, path: Path, precision: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        precision: str,
+        quantized: Callable[[tuple[int, int]], Any] | None = None,
+    ) -> None:
         check_precision(precision)
         self._model = openvino_core().read_model(path)
         inputs = self._model.inputs
@@ -82,15 +89,31 @@ class OpenVinoFile:
         self.fixed_batch = first.get_length() if first.is_static else None
         self.input_dtype: type[np.generic] = inputs[0].element_type.to_dtype().type
         self._precision = precision
+        self._quantized = quantized
         self._sessions: dict[tuple[int, ...], OpenVinoSession] = {}
 
     def __call__(self, array: NDArray[Any]) -> list[Tensor]:
         """Outputs of one part of a batch."""
         if array.shape not in self._sessions:
-            model = self._model.clone()
-            model.reshape(list(array.shape))
-            self._sessions[array.shape] = OpenVinoSession(model, self._precision)
+            canvas = self._canvas(array.shape)
+            graph = self._quantized(canvas) if self._quantized else self._model.clone()
+            graph.reshape(list(array.shape))
+            self._sessions[array.shape] = OpenVinoSession(graph, self._precision)
         return self._sessions[array.shape](array)
+
+    def float_graph(self, canvas: tuple[int, int]) -> Any:
+        """The file's `openvino.Model` for a canvas (H, W), as free in its batch as the file."""
+        graph = self._model.clone()
+        batch = self.fixed_batch or -1
+        if self.input_dtype is np.uint8:
+            graph.reshape([batch, *canvas, 3])
+        else:
+            graph.reshape([batch, 3, *canvas])
+        return graph
+
+    def _canvas(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        height, width = shape[1:3] if self.input_dtype is np.uint8 else shape[2:]
+        return height, width
 
 
 class FileTrunk:
@@ -114,6 +137,20 @@ class FileTrunk:
                 part = np.concatenate((part, np.zeros((missing, *part.shape[1:]), part.dtype)))
             parts.append(self._file(part))
         return FileRaw(parts, len(batch))
+
+    def float_graph(self, canvas: tuple[int, int]) -> Any:
+        """See `OpenVinoFile`.
+
+        Raises:
+            TypeError: another engine runs the file.
+        """
+        if not isinstance(self._file, OpenVinoFile):
+            raise TypeError(f"expected a file that OpenVINO runs, got {type(self._file).__name__}")
+        return self._file.float_graph(canvas)
+
+    def sample(self, image: Tensor) -> NDArray[Any]:
+        """What the file takes of a (H, W, 3) uint8 RGB canvas, repeated if its batch is fixed."""
+        return np.repeat(self._prepare(image[None]), self._file.fixed_batch or 1, axis=0)
 
     def _prepare(self, images: Tensor) -> NDArray[Any]:
         if self._file.input_dtype is np.uint8:

@@ -7,7 +7,7 @@ Sends nothing: OpenVINO's Python package reports each import to its maker unless
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from pixelmill.models.engines.export import (
     export_trunk,
     keep_graph,
     plan_outputs,
+    takes_any_batch,
 )
 from pixelmill.models.engines.pixels import PixelTrunk
 
@@ -31,6 +32,7 @@ __all__ = [
     "OpenVinoSession",
     "OpenVinoTrunk",
     "check_precision",
+    "hidden_reports",
     "import_openvino",
     "openvino_core",
 ]
@@ -46,7 +48,7 @@ def import_openvino() -> ModuleType:
         ImportError: it is not installed.
     """
     try:
-        with _hidden("openvino_telemetry"):
+        with hidden_reports():
             import openvino
     except ImportError as err:
         raise ImportError(
@@ -62,8 +64,9 @@ def openvino_core() -> Any:
 
 
 @contextlib.contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Make `import name` fail."""
+def hidden_reports() -> Iterator[None]:
+    """Make `import openvino_telemetry` fail, as where it is not installed."""
+    name = "openvino_telemetry"
     known = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # what the import system means by it
     try:
@@ -135,16 +138,24 @@ class OpenVinoTrunk:
 
     Args:
         trunk: in float32 on the CPU.
-        precision: fp32 or bf16.
+        precision: fp32 or bf16; int8 with `quantized`.
         folder: where converted graphs are kept for the next process; None: nowhere.
+        quantized: (H, W) of a canvas -> its graph, which replaces the module's own.
     """
 
-    def __init__(self, trunk: PixelTrunk, precision: str, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        trunk: PixelTrunk,
+        precision: str,
+        folder: Path | None = None,
+        quantized: Callable[[tuple[int, int]], Any] | None = None,
+    ) -> None:
         check_precision(precision)
         self.device = torch.device("cpu")
         self._trunk = trunk
         self._precision = precision
         self._folder = folder
+        self._quantized = quantized
         self._graphs: dict[Shape, _Graph] = {}
 
     def __call__(self, images: Tensor) -> Any:
@@ -155,8 +166,31 @@ class OpenVinoTrunk:
         graph = self._graphs[shape]
         return graph.outputs.arrange(graph.session(images.numpy()))
 
+    def float_graph(self, canvas: tuple[int, int]) -> Any:
+        """The `openvino.Model` in float32 of a canvas (H, W), for any number of images.
+
+        Raises:
+            ValueError: the module's graph is for one number of images.
+        """
+        program = export_trunk(self._trunk, (2, *canvas, 3))
+        if not takes_any_batch(program):
+            raise ValueError(
+                f"{type(self._trunk.module).__name__} has another graph for each number of images "
+                "and cannot be quantized; keep precision: fp32 or bf16"
+            )
+        model = import_openvino().convert_model(program)
+        model.reshape([-1, *canvas, 3])
+        return model
+
+    def sample(self, image: Tensor) -> NDArray[Any]:
+        """What the graph takes of a (H, W, 3) uint8 RGB canvas."""
+        return image[None].numpy()
+
     def _compile(self, shape: Shape) -> _Graph:
-        if self._folder is None:
+        if self._quantized is not None:
+            height, width = shape[1:3]
+            model = self._quantized((height, width))
+        elif self._folder is None:
             model = import_openvino().convert_model(export_trunk(self._trunk, shape))
         else:
             kept = keep_graph(self._folder, self._trunk, shape, _save)

@@ -44,6 +44,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     [
         *("backfill", "demo", "evaluate", "plan", "publish", "report", "score", "train"),
         *("config list", "config show", "config check", "models list", "models fetch"),
+        "models quantize",
     ],
 )
 def test_every_command_has_an_example(capsys, command):
@@ -74,6 +75,10 @@ def test_every_command_has_an_example(capsys, command):
         (("score", ".", "--preset", "demo", "--subset", "no.txt"), "not there: --subset"),
         (("models", "fetch"), "no network"),
         (("models", "fetch", "torchvision/ssd300_vgg16"), "no network"),
+        (
+            ("models", "quantize", "demo", "--images", ".", "--out", "x.safetensors"),
+            "expected --model, one of demo-detector, ",
+        ),
         (("report", "nowhere"), "no Pixelmill store"),
         (("publish", "nowhere"), "no Pixelmill store"),
         (("plan", "nowhere", "--preset", "bccd"), "no folder"),
