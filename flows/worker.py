@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pixelmill.tasks.engine.score import ShardOutcome, configure_process, score_shard
-from pixelmill.tasks.store import ShardRef, open_backend
+from pixelmill.tasks.store import ShardRef, Store
+from pixelmill.tasks.store.backend import gone_away
 from pixelmill.tasks.store.claims import Claim, release, take_claim
 
 __all__ = ["Held", "score_reference"]
@@ -41,9 +42,15 @@ def score_reference(
         should_stop: asked before each batch.
         is_isolated: this process may end itself, because it is started again: when an image hangs
             it or takes too much memory, or when its GPU is lost.
+
+    Raises:
+        RefusedError: the store has gone away.
     """
     configure_process()
-    backend = open_backend(root)
+    try:
+        backend = Store(root).backend
+    except FileNotFoundError as err:  # not to be made anew by our claim
+        raise gone_away(root) from err
     claim = take_claim(backend, shard.id, session)
     if claim.holder != session:
         return Held(claim)

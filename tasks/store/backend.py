@@ -22,6 +22,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from pixelmill.tasks.display import refuse_credentials
 from pixelmill.tasks.objects import OBJECT_SCHEMES, list_objects, open_objects, patiently
+from pixelmill.tasks.transient import RefusedError
 
 __all__ = [
     "Backend",
@@ -29,6 +30,7 @@ __all__ = [
     "LocalBackend",
     "ObjectBackend",
     "fsync_folder",
+    "gone_away",
     "make_folder",
     "open_backend",
     "probe_create_if_absent",
@@ -118,7 +120,7 @@ class LocalBackend:
     """A folder on a POSIX file system.
 
     Attributes:
-        root: absolute path; the folder is made when first written to.
+        root: absolute path; of a folder that is there when it is written to.
     """
 
     root: str
@@ -151,6 +153,8 @@ class LocalBackend:
     def _write(self, key: str, data: bytes, publish: Any) -> None:
         temporary = self._root / TMP / uuid.uuid4().hex
         target = self._path(key)
+        if not self._root.is_dir():  # made anew, it would take what belongs into the lost one
+            raise gone_away(self.root)
         make_folder(temporary.parent)
         try:
             with temporary.open("xb") as file:
@@ -361,6 +365,8 @@ def probe_create_if_absent(backend: Backend) -> None:
     key = f"{TMP}/probe-{uuid.uuid4().hex}"
     try:
         try:
+            if isinstance(backend, LocalBackend):
+                make_folder(Path(backend.root))
             first, second = backend.create(key, b"first"), backend.create(key, b"second")
             kept = backend.get(key)
         except PermissionError as err:
@@ -379,6 +385,14 @@ def probe_create_if_absent(backend: Backend) -> None:
     finally:
         with suppress(OSError, RuntimeError):
             backend.delete([key])
+
+
+def gone_away(root: str) -> RefusedError:
+    """The error of a store that was there when it was opened."""
+    return RefusedError(
+        f"the store at {root} has gone away: bring it back, by mounting its disk perhaps, and run "
+        "the same command again; what was committed is in it"
+    )
 
 
 def _walk(folder: str, prefix: str) -> Iterator[Entry]:

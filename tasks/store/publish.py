@@ -98,7 +98,11 @@ def publish(store: Store, *, min_receipts: int = 1) -> PublishSummary:
     Args:
         store: whose receipts are published.
         min_receipts: leave fewer than this for later, when more have come.
+
+    Raises:
+        RefusedError: the store has gone away.
     """
+    store.require()
     total = PublishSummary()
     unreadable: set[str] = set()
     while True:

@@ -24,7 +24,12 @@ from numpy.typing import NDArray
 from pixelmill.configs.schema import TaskName
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.store import layout
-from pixelmill.tasks.store.backend import Backend, open_backend, probe_create_if_absent
+from pixelmill.tasks.store.backend import (
+    Backend,
+    gone_away,
+    open_backend,
+    probe_create_if_absent,
+)
 from pixelmill.tasks.store.current import (
     Promotion,
     append_promotion,
@@ -114,6 +119,19 @@ class Store:
         # What a process remembers of immutable parts must not outlive a store that was deleted
         # and made anew in the same place.
         self.dataset_id: str = dataset["dataset_id"]
+
+    def require(self) -> None:
+        """Make sure that the store is where it was: under an empty mount point it is not.
+
+        Raises:
+            RefusedError: it is gone, or another one is in its place.
+        """
+        try:
+            dataset = json.loads(self.backend.get(layout.DATASET))
+        except FileNotFoundError as err:
+            raise gone_away(self.root) from err
+        if dataset["dataset_id"] != self.dataset_id:
+            raise gone_away(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.root,)

@@ -190,6 +190,7 @@ class ShardWriter:
             stats=dict(stats or {}),
         )
         key = layout.receipt_key(self._run.run_id, self.shard_id)
+        self._store.require()
         self._may_be_committed = True
         if self._store.backend.create(key, receipt.model_dump_json().encode()):
             return receipt

@@ -6,6 +6,7 @@ import obstore
 import pytest
 from obstore.exceptions import AlreadyExistsError
 
+from pixelmill.tasks.store import Store, publish
 from pixelmill.tasks.store.backend import (
     Entry,
     LocalBackend,
@@ -13,6 +14,7 @@ from pixelmill.tasks.store.backend import (
     open_backend,
     probe_create_if_absent,
 )
+from pixelmill.tasks.transient import RefusedError
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -172,6 +174,18 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RuntimeError, match="cannot"):
         probe_create_if_absent(LocalBackend(str(tmp_path / "file")))
+
+
+def test_a_store_that_has_gone_away_is_not_made_anew(tmp_path):
+    store = Store(tmp_path / "store", create=True)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    for use in (store.require, lambda: store.backend.put("x", b""), lambda: publish(store)):
+        with pytest.raises(RefusedError, match="has gone away: bring it back"):
+            use()
+    assert not (tmp_path / "store").exists()
+    Store(tmp_path / "store", create=True)  # another one in its place
+    with pytest.raises(RefusedError, match="has gone away"):
+        publish(store)
 
 
 def test_a_conflict_is_tried_again(monkeypatch):

@@ -201,11 +201,13 @@ def test_a_half_written_store_does_not_open(tmp_path):
     masks.add_semantic(ID, np.zeros((3, 4), np.uint8))
     masks.add_instances(ID, [MaskCrop(0, 0, np.ones((2, 2), bool))], 3, 4)
     whole = LocalBackend(str(tmp_path / "whole"))
+    (tmp_path / "whole").mkdir()
     masks.write(whole, "m.zarr", {})
     num_objects = len(list(whole.list("m.zarr")))
     assert num_objects > 10
     for number in range(num_objects):
         path = tmp_path / str(number)
+        path.mkdir()
         StopAfter.left = number
         with pytest.raises(KeyboardInterrupt):
             masks.write(StopAfter(str(path)), "m.zarr", {})
@@ -219,6 +221,7 @@ def test_the_same_masks_are_the_same_bytes(tmp_path):
         ids = [ID, "f" * 32] if name == "one" else ["f" * 32, ID]
         for image_id in ids:
             masks.add_semantic(image_id, np.full((3, 4), int(image_id[0], 16), np.uint8))
+        (tmp_path / name).mkdir()
         masks.write(LocalBackend(str(tmp_path / name)), "m.zarr", {"shard_id": "s"})
     backends = [LocalBackend(str(tmp_path / name)) for name in ("one", "two")]
     one, two = [{e.key: b.get(e.key) for e in b.list("m.zarr")} for b in backends]
