@@ -43,7 +43,7 @@ check: $(VENV)/.installed-dev | $(TYPES)
 	$(BIN)/pyright
 
 test: check
-	$(BIN)/python -P -m pytest
+	$(BIN)/python -P -m pytest -n auto --dist worksteal
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev,bench]'
