@@ -101,7 +101,7 @@ def nothing(shard: ShardRef, /, *, should_stop: Callable[[], bool]) -> int:
 def measure_shard_costs(scratch: Path, *, scale: float = 1.0) -> ShardCosts:
     """Measure all of them; `scale` < 1 for a quick look."""
     plans = [max(1000, int(scale * size)) for size in (10_000, 1_000_000)]
-    counts = [max(64, int(scale * count) // 64 * 64) for count in (256, 2048)]
+    counts = [max(64, int(scale * count) // 64 * 64) for count in (256, 1024)]
     read_plan_ms, plan_bytes = {}, {}
     for num_images in plans:
         read_plan_ms[num_images], plan_bytes[num_images] = _time_plan(scratch, num_images)
@@ -126,7 +126,7 @@ def predict(
     }
 
 
-def measure_speedup(scratch: Path, *, num_rounds: int = 5, num_images: int = 160) -> Speedup:
+def measure_speedup(scratch: Path, *, num_rounds: int = 5, num_images: int = 96) -> Speedup:
     """One worker on one core against two on two, by turns, by the pool and loop of a real run."""
     workload = make_workload("instances", scratch / "speedup", num_images)
     rates: dict[int, list[float]] = {1: [], 2: []}
