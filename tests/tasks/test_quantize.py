@@ -9,6 +9,7 @@ from pixelmill.configs.schema import PreprocessConfig, SemanticModel
 from pixelmill.models.build import resolve_model
 from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.engines.quantized import QuantizedFile
+from pixelmill.models.spec import Arguments
 from pixelmill.models.zoo import ARCHITECTURES
 from pixelmill.tasks import quantize
 from pixelmill.tasks.quantize import quantize_model
@@ -16,7 +17,7 @@ from pixelmill.tasks.quantize import quantize_model
 pytest.importorskip("openvino")
 
 CANVASES = ((32, 48), (48, 32))
-NUMBERS = {"num_classes": 3, "width": 4, "depth": 1}
+NUMBERS: Arguments = {"num_classes": 3, "width": 4, "depth": 1}
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from pixelmill.models.build import build_network, load_network
+from pixelmill.models.engines.openvino import OpenVinoTrunk
 from pixelmill.models.engines.quantized import QuantizedFile, quantize_graph, save_quantized
+from pixelmill.models.network import EngineNetwork
 
 pytest.importorskip("openvino")
 
@@ -16,6 +18,13 @@ def images_of(count: int):
     return torch.randint(256, (count, *CANVAS, 3), dtype=torch.uint8, generator=generator)
 
 
+def trunk_of(spec) -> OpenVinoTrunk:
+    network = build_network(spec)
+    assert isinstance(network, EngineNetwork)
+    assert isinstance(network.trunk, OpenVinoTrunk)
+    return network.trunk
+
+
 @pytest.fixture
 def spec(resolve):
     return resolve(engine="openvino")
@@ -24,7 +33,7 @@ def spec(resolve):
 @pytest.fixture
 def quantized(tmp_path, spec):
     """Name of a file of the small U-Net's graph as it is."""
-    graph = build_network(spec).trunk.float_graph(CANVAS)
+    graph = trunk_of(spec).float_graph(CANVAS)
     save_quantized(tmp_path / "int8.safetensors", {CANVAS: graph}, spec, {"loss": 0.01})
     return "int8.safetensors"
 
@@ -45,9 +54,8 @@ def test_the_graph_of_the_file_is_what_scores(resolve_int8, spec):
     assert network.engine_used == "openvino int8"
     assert network.gate is not None
     assert network.gate.passed
-    expected = build_network(spec).predict(images_of(3))
-    for one, other in zip(network.predict(images_of(3)), expected, strict=True):
-        torch.testing.assert_close(one.logits, other.logits)
+    expected = build_network(spec).forward(images_of(3))
+    torch.testing.assert_close(network.forward(images_of(3)), expected)
 
 
 def test_the_key_follows_from_the_files_content_and_not_from_its_place(
@@ -57,7 +65,7 @@ def test_the_key_follows_from_the_files_content_and_not_from_its_place(
     key = resolve_int8().key
     path.rename(tmp_path / "moved.safetensors")
     assert resolve_int8(quantized="moved.safetensors").key == key != spec.key
-    graph = build_network(spec).trunk.float_graph(CANVAS)
+    graph = trunk_of(spec).float_graph(CANVAS)
     save_quantized(path, {CANVAS: graph}, spec, {"loss": 0.5})
     assert resolve_int8().key != key
 
@@ -104,7 +112,7 @@ def test_what_fails_its_gate_is_replaced_by_float32_and_its_key(
     resolve, resolve_int8, spec, tmp_path, quantized
 ):
     torch.manual_seed(3)
-    wrong = build_network(spec).trunk
+    wrong = trunk_of(spec)
     for parameter in wrong._trunk.parameters():
         parameter.data = torch.randn_like(parameter)
     save_quantized(tmp_path / quantized, {CANVAS: wrong.float_graph(CANVAS)}, spec, {})
@@ -115,7 +123,7 @@ def test_what_fails_its_gate_is_replaced_by_float32_and_its_key(
 
 def test_nncf_makes_int8_and_an_image_does_not_depend_on_its_batch(spec, tmp_path, resolve_int8):
     pytest.importorskip("nncf")
-    trunk = build_network(spec).trunk
+    trunk = trunk_of(spec)
     graph = quantize_graph(trunk.float_graph(CANVAS), list(images_of(4)), trunk.sample)
     assert "FakeQuantize" in {operation.get_type_name() for operation in graph.get_ops()}
     save_quantized(tmp_path / "int8.safetensors", {CANVAS: graph}, spec, {})
