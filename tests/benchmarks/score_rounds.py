@@ -19,8 +19,8 @@ from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import RunConfig
 from pixelmill.models.build import locate_weights, resolve_model
 from pixelmill.models.checkpoint import load_state
-from pixelmill.models.spec import ModelSpec
 from pixelmill.models.engines.pixels import normalise
+from pixelmill.models.spec import ModelSpec
 from pixelmill.models.zoo import ARCHITECTURES
 from pixelmill.tasks.engine.merge import merge_views
 from pixelmill.tasks.engine.score import configure_process, score_shard

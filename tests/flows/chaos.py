@@ -173,7 +173,7 @@ def mask_digests(store: Store, images: pd.DataFrame) -> pd.DataFrame:
                 pixels = planes[int(getattr(row, f"{kind}_row"))][..., : row.height, : row.width]
                 if kind == "instances":  # how many layers there are is the shard's affair
                     pixels = pixels[pixels.any(axis=(1, 2))]
-                digest = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+                digest = hashlib.sha256(pixels.tobytes()).hexdigest()
                 rows.append((row.model, row.image_id, kind, str(pixels.shape), digest))
     return pd.DataFrame(rows, columns=["model", "image_id", "kind", "shape", "sha256"])
 

@@ -5,8 +5,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from pixelmill.configs.schema import PreprocessConfig
-from pixelmill.models.interface import ClassOutput
 from pixelmill.models.engines.pixels import normalise
+from pixelmill.models.interface import ClassOutput
 from pixelmill.models.torch_network import TorchNetwork
 from pixelmill.models.zoo import ARCHITECTURES
 
