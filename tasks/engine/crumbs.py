@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixelmill.tasks.store import Backend, LocalBackend
+from pixelmill.tasks.store.backend import gone_away
 
 __all__ = ["KILLED", "Crumbs", "Suspects", "Trail"]
 
@@ -59,7 +60,7 @@ class Crumbs:
         self._lock = threading.Lock()
         self._rows: list[int] = []
         self._note = (
-            _LocalNote(Path(backend.root, self._key)) if isinstance(backend, LocalBackend) else None
+            _LocalNote(Path(backend.root), self._key) if isinstance(backend, LocalBackend) else None
         )
 
     @property
@@ -199,14 +200,17 @@ class _LocalNote:
     as decoding a small image. A kill cannot tear a write within a page.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, root: Path, key: str) -> None:
+        self._root = root
+        self._path = root / key
         self._close: weakref.finalize[..., _LocalNote] | None = None
         self._descriptor = -1
         self._size = 0
 
     def write(self, data: bytes) -> None:
         if self._close is None:
+            if not self._root.is_dir():  # gone, and not to be begun anew in its place
+                raise gone_away(str(self._root))
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             self._close = weakref.finalize(self, os.close, self._descriptor)
