@@ -144,7 +144,7 @@ def _import_nncf() -> ModuleType:
     import_openvino()
     try:
         with hidden_reports(), _quiet():
-            import nncf
+            import nncf  # pyright: ignore[reportMissingImports]
     except ImportError as err:
         raise ImportError(
             "int8 graphs are made with NNCF; install it with: pip install 'pixelmill[int8]' "
