@@ -7,6 +7,7 @@ answer, and a listing or an answer to a bulk delete that ends early. `patiently`
 
 import functools
 import logging
+import math
 import os
 import random
 import re
@@ -220,6 +221,7 @@ def patiently(place: str, what: str, call: Callable[[], T]) -> T:
             bound = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (num_tries - 1))
             delay = random.uniform(0, bound)
             if now + delay - min(started, outage.first) > patience:
+                outage.first = -math.inf  # however short of it: nobody waits for this one again
                 raise ConnectionError(
                     f"{_name(place, what)}: no success in {num_tries} tries and "
                     f"{now - started:.0f} s: {_brief(err)}"
