@@ -1,24 +1,18 @@
 """evaluate, report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from pixelmill.configs.schema import EvaluationConfig
-from pixelmill.flows.commands.options import (
-    Captions,
-    Collection,
-    Instances,
-    Labels,
-    Semantic,
-    StoreRoot,
-    Subset,
-    merge_truth,
-)
+from pixelmill.flows.commands.options import Collection, StoreRoot, Truth, merge_truth
 from pixelmill.flows.commands.running import ExitCode, console, exit_code, run_flow
 
 __all__ = ["evaluate", "report"]
+
+_TRUTH = Truth()
 
 
 def evaluate(
@@ -29,11 +23,7 @@ def evaluate(
     model: Annotated[
         tuple[str, ...], Parameter(help="Model key or name; else all.", negative=())
     ] = (),
-    instances: Instances = None,
-    semantic: Semantic = None,
-    captions: Captions = None,
-    labels: Labels = None,
-    subset: Subset = None,
+    truth: Truth = _TRUTH,
 ) -> ExitCode:
     """Compare predictions with truth; write metrics and report.
 
@@ -41,16 +31,16 @@ def evaluate(
 
     Without truth, that of the run's configuration is used.
     """
-    given = {"instances": instances, "semantic": semantic, "captions": captions, "labels": labels}
-    truth = merge_truth(EvaluationConfig(), **given) if any(given.values()) else None
-    chosen = merge_truth(EvaluationConfig(), subset=subset).subset
+    subset = merge_truth(EvaluationConfig(), Truth(subset=truth.subset)).subset
+    compared = replace(truth, subset=None)
+    given = merge_truth(EvaluationConfig(), compared) if compared != _TRUTH else None
     from pixelmill.flows.evaluation import EvaluateParams, evaluate_flow, find_last_run
     from pixelmill.flows.printing import print_evaluation
     from pixelmill.tasks.store import Store
 
     find_last_run(Store(store), collection)
     params = EvaluateParams(
-        store=store, collection=collection, models=model, truth=truth, subset=chosen
+        store=store, collection=collection, models=model, truth=given, subset=subset
     )
     state, found = run_flow(evaluate_flow, params)
     if found is not None:

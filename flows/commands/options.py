@@ -1,5 +1,6 @@
 """Options that several commands share, and what they make of them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,32 +10,19 @@ from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import ComputeConfig, EvaluationConfig, RunConfig
 
 __all__ = [
-    "LIMITS",
-    "TRUTH",
     "WHAT",
     "WHERE",
-    "Budget",
-    "Captions",
     "Cluster",
     "Collection",
-    "ConfigFile",
-    "Date",
     "Folder",
-    "Instances",
-    "Labels",
-    "MaxFailures",
-    "Memory",
+    "Limits",
+    "Models",
     "Out",
-    "Preset",
     "RetryFailed",
-    "Scheduler",
-    "Semantic",
     "StoreRoot",
-    "Subset",
-    "Trust",
-    "Until",
+    "Truth",
     "UsageError",
-    "Weights",
+    "Workers",
     "choose_config",
     "merge_truth",
     "with_compute",
@@ -47,31 +35,6 @@ TRUTH = Group("Truth to compare with")
 
 Folder = Annotated[
     str | None, Parameter(help="Folder or URL (s3://, gs://, az://) of images.", group=WHAT)
-]
-Preset = Annotated[
-    str | None, Parameter(help="Name of a configuration: `pixelmill config list`.", group=WHAT)
-]
-ConfigFile = Annotated[
-    Path | None, Parameter(help="A configuration of your own, YAML.", group=WHAT)
-]
-Trust = Annotated[
-    bool,
-    Parameter(
-        help="Whoever made the weights files may run code here: needed for TorchScript and "
-        "pickled models, which are programs.",
-        group=WHAT,
-        negative=(),
-    ),
-]
-Weights = Annotated[
-    tuple[str, ...],
-    Parameter(
-        help="NAME=FILE: other weights for the configuration's model NAME. A FILE alone, written "
-        "by `pixelmill train`: score with that model.",
-        group=WHAT,
-        negative=(),
-        consume_multiple=False,
-    ),
 ]
 RetryFailed = Annotated[
     bool,
@@ -86,71 +49,123 @@ Out = Annotated[str, Parameter(name=("--out", "-o"), help="The store: folder or 
 Collection = Annotated[
     str | None, Parameter(help="Name of the images in the store; else the folder's.", group=WHERE)
 ]
-Date = Annotated[
-    str | None, Parameter(help="Logical date of the batch, YYYY-MM-DD; else today.", group=WHERE)
-]
 Cluster = Annotated[
     str | None, Parameter(help="auto, inline, local, local:<n> or cuda.", group=WHERE)
 ]
-Scheduler = Annotated[
-    str | None, Parameter(help="A running Dask scheduler, tcp://host:port.", group=WHERE)
-]
-Memory = Annotated[
-    str | None,
-    Parameter(
-        help="Of each worker, such as 4GB; one that goes beyond it starts anew.", group=WHERE
-    ),
-]
-Until = Annotated[
-    str | None, Parameter(help="End by this local time, HH:MM; the next run goes on.", group=LIMITS)
-]
-Budget = Annotated[
-    str | None, Parameter(help="End within this time, such as 45m or 2h.", group=LIMITS)
-]
-MaxFailures = Annotated[
-    str | None,
-    Parameter(
-        help="End as failed after more failures than this: a number, or a share such as 5% "
-        "(counted from 100 images on).",
-        group=LIMITS,
-    ),
-]
-Instances = Annotated[Path | None, Parameter(help="COCO JSON with boxes and masks.", group=TRUTH)]
-Semantic = Annotated[
-    Path | None, Parameter(help="Folder of PNG label maps named like the images.", group=TRUTH)
-]
-Captions = Annotated[Path | None, Parameter(help="COCO captions JSON.", group=TRUTH)]
-Labels = Annotated[
-    Path | None, Parameter(help="CSV with the columns file_name and label.", group=TRUTH)
-]
-Subset = Annotated[
-    Path | None, Parameter(help="Text file of the images to compare, one a line.", group=TRUTH)
-]
 StoreRoot = Annotated[str, Parameter(help="Folder or URL of the store.")]
+
+# Options of several commands. `name="*"`: they are the command's own, without a prefix.
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """By what is scored."""
+
+    preset: Annotated[
+        str | None, Parameter(help="Name of a configuration: `pixelmill config list`.", group=WHAT)
+    ] = None
+    config: Annotated[
+        Path | None, Parameter(help="A configuration of your own, YAML.", group=WHAT)
+    ] = None
+    weights: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="NAME=FILE: other weights for the configuration's model NAME. A FILE alone, "
+            "written by `pixelmill train`: score with that model.",
+            group=WHAT,
+            negative=(),
+            consume_multiple=False,
+        ),
+    ] = ()
+    trust: Annotated[
+        bool,
+        Parameter(
+            help="Whoever made the weights files may run code here: needed for TorchScript and "
+            "pickled models, which are programs.",
+            group=WHAT,
+            negative=(),
+        ),
+    ] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who scores."""
+
+    cluster: Cluster = None
+    scheduler: Annotated[
+        str | None, Parameter(help="A running Dask scheduler, tcp://host:port.", group=WHERE)
+    ] = None
+    memory: Annotated[
+        str | None,
+        Parameter(
+            help="Of each worker, such as 4GB; one that goes beyond it starts anew.", group=WHERE
+        ),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When to end early."""
+
+    until: Annotated[
+        str | None,
+        Parameter(help="End by this local time, HH:MM; the next run goes on.", group=LIMITS),
+    ] = None
+    budget: Annotated[
+        str | None, Parameter(help="End within this time, such as 45m or 2h.", group=LIMITS)
+    ] = None
+    max_failures: Annotated[
+        str | None,
+        Parameter(
+            help="End as failed after more failures than this: a number, or a share such as 5% "
+            "(counted from 100 images on).",
+            group=LIMITS,
+        ),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What predictions are compared with."""
+
+    instances: Annotated[
+        Path | None, Parameter(help="COCO JSON with boxes and masks.", group=TRUTH)
+    ] = None
+    semantic: Annotated[
+        Path | None, Parameter(help="Folder of PNG label maps named like the images.", group=TRUTH)
+    ] = None
+    captions: Annotated[Path | None, Parameter(help="COCO captions JSON.", group=TRUTH)] = None
+    labels: Annotated[
+        Path | None, Parameter(help="CSV with the columns file_name and label.", group=TRUTH)
+    ] = None
+    subset: Annotated[
+        Path | None, Parameter(help="Text file of the images to compare, one a line.", group=TRUTH)
+    ] = None
+
+
+_UNLIMITED = Limits()
 
 
 class UsageError(Exception):
     """Something is wrong with the command; told in one line."""
 
 
-def choose_config(
-    folder: str | None,
-    preset: str | None,
-    config: Path | None,
-    weights: tuple[str, ...],
-    *,
-    trust: bool = False,
-) -> RunConfig:
+def choose_config(folder: str | None, asked: Models) -> RunConfig:
     """The configuration that the options name, or the default one."""
-    if preset is not None and config is not None:
+    if asked.preset is not None and asked.config is not None:
         raise UsageError("--preset and --config exclude each other")
-    if preset is not None or config is not None:
-        return _with_weights(load_config(str(config or preset)), weights, trust=trust)
-    if weights and not any("=" in each for each in weights):
-        return _config_of_weights(weights)
+    if asked.preset is not None or asked.config is not None:
+        return _with_weights(load_config(str(asked.config or asked.preset)), asked)
+    if asked.weights and not any("=" in each for each in asked.weights):
+        return _config_of_weights(asked.weights)
     if folder is None:
         raise UsageError("name a folder to score, or a --preset that has images of its own")
-    chosen = _with_weights(load_config("coco"), weights)
+    chosen = _with_weights(load_config("coco"), asked)
     from pixelmill.flows.job import resolve_models
 
     try:
@@ -164,10 +179,10 @@ def choose_config(
     return chosen
 
 
-def _with_weights(config: RunConfig, weights: tuple[str, ...], *, trust: bool = False) -> RunConfig:
+def _with_weights(config: RunConfig, asked: Models) -> RunConfig:
     """The configuration with other weights files for some of its models, all trusted or as said."""
     models = {model.name: model for model in config.models}
-    for each in weights:
+    for each in asked.weights:
         name, separator, path = each.partition("=")
         if not separator:
             name, path = next(iter(models)) if len(models) == 1 else "", each
@@ -176,7 +191,7 @@ def _with_weights(config: RunConfig, weights: tuple[str, ...], *, trust: bool = 
                 f"--weights must be NAME=FILE with NAME one of {', '.join(models)}, got {each!r}"
             )
         models[name] = models[name].model_copy(update={"weights": str(Path(path).resolve())})
-    trusted = {"trust": True} if trust else {}
+    trusted = {"trust": True} if asked.trust else {}
     chosen = tuple(model.model_copy(update=trusted) for model in models.values())
     return config.model_copy(update={"models": chosen})
 
@@ -198,30 +213,24 @@ def _config_of_weights(weights: tuple[str, ...]) -> RunConfig:
     return RunConfig.model_validate({"name": "weights", "models": models})
 
 
-def merge_truth(config: EvaluationConfig, **given: Path | None) -> EvaluationConfig:
+def merge_truth(config: EvaluationConfig, truth: Truth) -> EvaluationConfig:
     """Truth named on the command line goes before the configuration's."""
-    named = {kind: path.expanduser().resolve() for kind, path in given.items() if path is not None}
+    given = {kind: path for kind, path in vars(truth).items() if path is not None}
+    named = {kind: path.expanduser().resolve() for kind, path in given.items()}
     absent = [f"--{kind} {path}" for kind, path in named.items() if not path.exists()]
     if absent:
         raise UsageError(f"not there: {', '.join(absent)}")
     return config.model_copy(update={kind: str(path) for kind, path in named.items()})
 
 
-def with_compute(
-    config: RunConfig,
-    *,
-    cluster: str | None,
-    scheduler: str | None = None,
-    memory: str | None = None,
-    max_failures: str | None = None,
-) -> RunConfig:
+def with_compute(config: RunConfig, workers: Workers, limits: Limits = _UNLIMITED) -> RunConfig:
     """The configuration with what the options say of `compute`."""
-    if cluster is not None and scheduler is not None:
+    if workers.cluster is not None and workers.scheduler is not None:
         raise UsageError("--cluster and --scheduler exclude each other")
     given = {
-        "cluster": scheduler or cluster,
-        "memory": memory,
-        "max_failures": max_failures,
+        "cluster": workers.scheduler or workers.cluster,
+        "memory": workers.memory,
+        "max_failures": limits.max_failures,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:

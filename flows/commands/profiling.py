@@ -8,11 +8,9 @@ from cyclopts import Parameter
 from pixelmill.flows.commands.options import (
     WHAT,
     WHERE,
-    ConfigFile,
     Folder,
-    Preset,
+    Models,
     UsageError,
-    Weights,
     choose_config,
 )
 from pixelmill.flows.commands.running import ExitCode, console
@@ -25,14 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["profile"]
 
+_MODELS = Models()
+
 
 def profile(
     folder: Folder = None,
     /,
     *,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    weights: Weights = (),
+    models: Models = _MODELS,
     images: Annotated[int, Parameter(help="Sample's size, at most.", group=WHAT)] = 64,
     seconds: Annotated[
         float, Parameter(help="Scored for about as long; fewer images if slow.", group=WHAT)
@@ -51,7 +49,7 @@ def profile(
     """
     if images < 1 or seconds <= 0:
         raise UsageError(f"--images and --seconds must be positive, got {images} and {seconds:g}")
-    chosen = choose_config(folder, preset, config, weights)
+    chosen = choose_config(folder, models)
     from pixelmill.flows.job import prepare_job
     from pixelmill.tasks.profile import profile_sample
 

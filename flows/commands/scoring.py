@@ -10,27 +10,16 @@ from pixelmill.configs.load import load_config
 from pixelmill.flows.commands.options import (
     WHAT,
     WHERE,
-    Budget,
-    Captions,
     Cluster,
     Collection,
-    ConfigFile,
-    Date,
     Folder,
-    Instances,
-    Labels,
-    MaxFailures,
-    Memory,
+    Limits,
+    Models,
     Out,
-    Preset,
     RetryFailed,
-    Scheduler,
-    Semantic,
-    Subset,
-    Trust,
-    Until,
+    Truth,
     UsageError,
-    Weights,
+    Workers,
     choose_config,
     merge_truth,
     with_compute,
@@ -42,30 +31,24 @@ if TYPE_CHECKING:
 
 __all__ = ["backfill", "demo", "plan", "score"]
 
+_MODELS, _WORKERS, _LIMITS, _TRUTH = Models(), Workers(), Limits(), Truth()
+
 
 def score(
     folder: Folder = None,
     /,
     *,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    weights: Weights = (),
-    trust: Trust = False,
+    models: Models = _MODELS,
     retry_failed: RetryFailed = False,
     out: Out = "pixelmill-store",
     collection: Collection = None,
-    date: Date = None,
-    cluster: Cluster = None,
-    scheduler: Scheduler = None,
-    memory: Memory = None,
-    until: Until = None,
-    budget: Budget = None,
-    max_failures: MaxFailures = None,
-    instances: Instances = None,
-    semantic: Semantic = None,
-    captions: Captions = None,
-    labels: Labels = None,
-    subset: Subset = None,
+    date: Annotated[
+        str | None,
+        Parameter(help="Logical date of the batch, YYYY-MM-DD; else today.", group=WHERE),
+    ] = None,
+    workers: Workers = _WORKERS,
+    limits: Limits = _LIMITS,
+    truth: Truth = _TRUTH,
     no_report: Annotated[bool, Parameter(help="Score only.", negative=(), group=WHERE)] = False,
 ) -> ExitCode:
     """Score what is missing of a folder of images.
@@ -75,22 +58,9 @@ def score(
     Without a preset or configuration, COCO and ImageNet models of
     torchvision are used; their weights are downloaded once.
     """
-    chosen = choose_config(folder, preset, config, weights, trust=trust)
-    truth = merge_truth(
-        chosen.evaluation,
-        instances=instances,
-        semantic=semantic,
-        captions=captions,
-        labels=labels,
-        subset=subset,
-    )
-    chosen = with_compute(
-        chosen.model_copy(update={"evaluation": truth}),
-        cluster=cluster,
-        scheduler=scheduler,
-        memory=memory,
-        max_failures=max_failures,
-    )
+    chosen = choose_config(folder, models)
+    compared = merge_truth(chosen.evaluation, truth)
+    chosen = with_compute(chosen.model_copy(update={"evaluation": compared}), workers, limits)
     params = writable_params(
         source=folder,
         store=out,
@@ -98,8 +68,8 @@ def score(
         collection=collection,
         date=date,
         reprocess="failed" if retry_failed else "missing",
-        until=until,
-        budget=budget,
+        until=limits.until,
+        budget=limits.budget,
         report=not no_report,
     )
     from pixelmill.flows.printing import print_run
@@ -115,25 +85,21 @@ def plan(
     folder: Folder = None,
     /,
     *,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    weights: Weights = (),
-    trust: Trust = False,
+    models: Models = _MODELS,
     retry_failed: RetryFailed = False,
     out: Out = "pixelmill-store",
     collection: Collection = None,
-    cluster: Cluster = None,
-    scheduler: Scheduler = None,
+    workers: Workers = _WORKERS,
 ) -> ExitCode:
     """Say what `score` would do: images, bytes, shards, time.
 
     Example: pixelmill plan photos --preset demo --out results
     """
-    chosen = choose_config(folder, preset, config, weights, trust=trust)
+    chosen = with_compute(choose_config(folder, models), workers)
     params = score_params(
         source=folder,
         store=out,
-        config=with_compute(chosen, cluster=cluster, scheduler=scheduler),
+        config=chosen,
         collection=collection,
         reprocess="failed" if retry_failed else "missing",
     )
@@ -163,19 +129,12 @@ def backfill(
     dry_run: Annotated[
         bool, Parameter(help="Only tell the state of each part.", negative=(), group=WHAT)
     ] = False,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    weights: Weights = (),
-    trust: Trust = False,
+    models: Models = _MODELS,
     retry_failed: RetryFailed = False,
     out: Out = "pixelmill-store",
     collection: Collection = None,
-    cluster: Cluster = None,
-    scheduler: Scheduler = None,
-    memory: Memory = None,
-    until: Until = None,
-    budget: Budget = None,
-    max_failures: MaxFailures = None,
+    workers: Workers = _WORKERS,
+    limits: Limits = _LIMITS,
 ) -> ExitCode:
     """Score a long collection by day, month or folder.
 
@@ -183,21 +142,15 @@ def backfill(
 
     How far it is follows from the store alone; run it again and it goes on.
     """
-    chosen = with_compute(
-        choose_config(folder, preset, config, weights, trust=trust),
-        cluster=cluster,
-        scheduler=scheduler,
-        memory=memory,
-        max_failures=max_failures,
-    )
+    chosen = with_compute(choose_config(folder, models), workers, limits)
     params = writable_params(
         source=folder,
         store=out,
         config=chosen,
         collection=collection,
         reprocess="failed" if retry_failed else "missing",
-        until=until,
-        budget=budget,
+        until=limits.until,
+        budget=limits.budget,
     )
     from pixelmill.flows.backfill import BackfillParams, backfill_flow
     from pixelmill.flows.printing import print_backfill
@@ -237,7 +190,7 @@ def demo(
     params = writable_params(
         source=str(scenes / "images"),
         store=str(out / "store"),
-        config=with_compute(load_config("demo"), cluster=cluster),
+        config=with_compute(load_config("demo"), Workers(cluster=cluster)),
         collection="demo",
     )
     state, run = run_flow(score_flow, params)
