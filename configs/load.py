@@ -61,9 +61,9 @@ class ConfigError(ValueError):
 def load_config(name_or_path: str | Path) -> RunConfig:
     """Load a run's configuration.
 
-    Relative paths (`images`, `weights`, `decode`, `evaluation.subset`) start from the folder of the
-    file, in a preset from the working directory; they are absolute in the result. Truth paths stay
-    as they are: they start from the folder that holds the images.
+    Relative paths (`images`, `weights`, `decode`, `evaluation.subset`, `nightly.store`) start from
+    the folder of the file, in a preset from the working directory; they are absolute in the result.
+    Truth paths stay as they are: they start from the folder that holds the images.
 
     Args:
         name_or_path: a preset's name, such as `demo`, or a YAML file.
@@ -85,7 +85,16 @@ def load_config(name_or_path: str | Path) -> RunConfig:
     images = config.images and _absolute(config.images, base)
     subset = config.evaluation.subset and _absolute(config.evaluation.subset, base)
     evaluation = config.evaluation.model_copy(update={"subset": subset})
-    return config.model_copy(update={"models": models, "images": images, "evaluation": evaluation})
+    store = config.nightly.store and _absolute(config.nightly.store, base)
+    nightly = config.nightly.model_copy(update={"store": store})
+    return config.model_copy(
+        update={
+            "models": models,
+            "images": images,
+            "evaluation": evaluation,
+            "nightly": nightly,
+        }
+    )
 
 
 def load_train_config(name_or_path: str | Path) -> TrainConfig:

@@ -7,7 +7,9 @@ from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, mod
 
 __all__ = [
     "AugmentationConfig",
+    "BackfillConfig",
     "BoxPostprocess",
+    "CanaryConfig",
     "CaptionModel",
     "CaptionPostprocess",
     "ClassificationModel",
@@ -16,9 +18,13 @@ __all__ = [
     "DetectionModel",
     "EngineName",
     "EvaluationConfig",
+    "Gate",
     "IngestConfig",
     "InstanceModel",
     "ModelConfig",
+    "NightlyConfig",
+    "NotifyConfig",
+    "Outcome",
     "Precision",
     "PreprocessConfig",
     "RunConfig",
@@ -94,6 +100,12 @@ class IngestConfig(Frozen):
     truncated: Literal["quarantine", "flag"] = Field(
         default="quarantine",
         description="files that end too early: quarantine, or score what is there and flag it",
+    )
+    settle_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="files of a local folder that were changed within so many seconds are left for "
+        "the next run: somebody may still be copying them",
     )
 
 
@@ -367,6 +379,9 @@ class ComputeConfig(Frozen):
         description="failures, or their share of the images such as 5%, after which the run is "
         "taken for broken and ends; a share counts from 100 images on; left out: never",
     )
+    cost_per_hour: float | None = Field(
+        default=None, ge=0, description="of one worker, in any currency: runs then tell their cost"
+    )
     publish_every: int = Field(default=64, gt=0, description="receipts per publication")
     publish_seconds: float = Field(default=60.0, gt=0, description="or after this many seconds")
 
@@ -410,6 +425,85 @@ class EvaluationConfig(Frozen):
     )
 
 
+Outcome = Literal["complete", "quarantine", "out_of_time", "unhealthy", "failed"]
+
+
+class NotifyConfig(Frozen):
+    """Who is told how a night went. Secrets stay in the environment: no record has them."""
+
+    url_variable: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds a webhook (https://...), or any URL of "
+        "Apprise: slack://, mailtos://, pagerduty://, ntfy://, ...",
+    )
+    command: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="program and arguments; it gets the notice as JSON on its standard input",
+    )
+    on: tuple[Outcome, ...] = Field(
+        default=("quarantine", "out_of_time", "unhealthy", "failed"),
+        min_length=1,
+        description="outcomes that are told",
+    )
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> "NotifyConfig":
+        if (self.url_variable is None) == (self.command is None):
+            raise ValueError("name either url_variable or command")
+        return self
+
+
+class NightlyConfig(Frozen):
+    """What `pixelmill nightly` needs beside what `score` does."""
+
+    store: str | None = Field(
+        default=None, description="where predictions go; left out: the command's --out"
+    )
+    collection: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the images in the store; left out: the folder's",
+    )
+    notify: tuple[NotifyConfig, ...] = Field(default=(), description="who is told")
+
+
+class Gate(Frozen):
+    """Bounds of a measure; at least one."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> "Gate":
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min, max or both")
+        return self
+
+
+class CanaryConfig(Frozen):
+    """A sample that a backfill scores first, and compares with the current model."""
+
+    images: int = Field(default=200, ge=0, description="of all parts in proportion; 0: no canary")
+    gates: dict[str, Gate] = Field(
+        default_factory=dict,
+        description="bounds of the measures of `pixelmill compare`, by name; where one does not "
+        "hold, the backfill ends; none: no canary",
+    )
+
+
+class BackfillConfig(Frozen):
+    """How an archive is gone through."""
+
+    pattern: str | None = Field(
+        default=None,
+        description="where the date is in a path: %Y, %m, %d, and * within a name, such as "
+        "'cam*/%Y/%j'; left out: the first that looks like one",
+    )
+    canary: CanaryConfig = Field(default_factory=CanaryConfig)
+
+
 class RunConfig(Frozen):
     """A whole run: what is scored, by which models, where, and against what truth."""
 
@@ -423,6 +517,8 @@ class RunConfig(Frozen):
     shard: ShardConfig = Field(default_factory=ShardConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    nightly: NightlyConfig = Field(default_factory=NightlyConfig)
+    backfill: BackfillConfig = Field(default_factory=BackfillConfig)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "RunConfig":

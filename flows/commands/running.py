@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     QUARANTINE = 3
     OUT_OF_TIME = 4
+    UNHEALTHY = 5
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -42,7 +43,7 @@ def run_flow(flow: Callable[..., Any], params: object) -> "tuple[State[Any], Any
         told = explain_refusal(result) or f"{type(result).__name__}: {result}"
         tell(told)
         return state, None
-    if not state.is_completed() or state.name == "OutOfTime":
+    if not state.is_completed() or state.name in ("OutOfTime", "Skipped", "Unhealthy"):
         tell(state.message or "")
     return state, result
 
@@ -60,7 +61,11 @@ def exit_code(state: "State[Any]") -> ExitCode:
         return ExitCode.TERMINATED if by_sigterm else ExitCode.INTERRUPTED
     if not state.is_completed():
         return ExitCode.FAILED
-    codes = {"CompletedWithQuarantine": ExitCode.QUARANTINE, "OutOfTime": ExitCode.OUT_OF_TIME}
+    codes = {
+        "CompletedWithQuarantine": ExitCode.QUARANTINE,
+        "OutOfTime": ExitCode.OUT_OF_TIME,
+        "Unhealthy": ExitCode.UNHEALTHY,
+    }
     return codes.get(state.name or "", ExitCode.COMPLETE)
 
 
