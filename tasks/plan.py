@@ -19,7 +19,7 @@ from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.ingest import Listing
 from pixelmill.tasks.sharing import OpenRun, Wanted, adopt_shards
 from pixelmill.tasks.store import PLAN, RunRecord, ShardRef, SkipReason, Store, new_run_id
-from pixelmill.tasks.store.digests import input_keys
+from pixelmill.tasks.store.digests import Digests, contains, image_digests, input_keys
 
 __all__ = ["Plan", "Reprocess", "cut_shards", "plan_run", "save_plan"]
 
@@ -148,7 +148,7 @@ def plan_run(
     num_skipped: dict[str, dict[SkipReason, int]] = {key: {} for key in keys}
     for bit, key in enumerate(keys):
         is_published = np.zeros(images.num_rows, np.bool_)
-        is_published[is_known] = _is_in(digests, store.published_ids(key))
+        is_published[is_known] = contains(store.published_ids(key), digests)
         num_reused[key] = int(is_published.sum())
         missing = np.ones_like(is_published) if reprocess == "all" else ~is_published
         num_skipped[key]["predicted"] = int((~missing).sum())
@@ -276,25 +276,9 @@ def _estimate(
 # --- What is missing ------------------------------------------------------------------------------
 
 
-def _digests(image_id: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.bytes_]]:
-    """Which rows have an id, and those ids as 16 raw bytes each (dtype S16)."""
-    # A chunk has less than 2 GB of text, so its ids joined are one Arrow string; all may not be
-    digests = [_join_digests(chunk.drop_null()) for chunk in image_id.chunks]
-    return image_id.is_valid().to_numpy(), np.concatenate([np.empty(0, "S16"), *digests])
-
-
-def _join_digests(image_id: pa.Array) -> NDArray[np.bytes_]:
-    one_list = pa.ListArray.from_arrays(pa.array([0, len(image_id)], pa.int32()), image_id)
-    text = pc.binary_join(one_list, "")[0].as_py()  # in Arrow: a million Python strings are 80 MB
-    return np.frombuffer(bytes.fromhex(text), "S16")
-
-
-def _is_in(digests: NDArray[np.bytes_], published: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """Which digests are among `published`, which is sorted."""
-    if not len(published):
-        return np.zeros(len(digests), np.bool_)
-    place = np.searchsorted(published, digests)
-    return published[np.minimum(place, len(published) - 1)] == digests
+def _digests(image_id: pa.ChunkedArray) -> tuple[NDArray[np.bool_], Digests]:
+    """Which rows have an id, and the digests of those ids."""
+    return image_id.is_valid().to_numpy(), image_digests(image_id.drop_null())
 
 
 def _repeats(

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from pixelmill.tasks.store.backend import Backend
 
-__all__ = ["KEY_COLUMNS", "Digests", "contains", "digests_of", "input_keys", "part_digests"]
+__all__ = [
+    "KEY_COLUMNS",
+    "Digests",
+    "contains",
+    "digests_of",
+    "image_digests",
+    "input_keys",
+    "part_digests",
+]
 
 # Tables of which a key is published once only, and the columns that are its key within a model
 # (images) or a collection (catalog).
@@ -27,11 +35,20 @@ Digests = NDArray[np.bytes_]
 def digests_of(name: str, table: pa.Table) -> Digests:
     """(N,) S16: the image_id itself, or 128 bits of a hash of the catalog's key."""
     if name == "images":
-        raw = b"".join(_raw_ids(chunk) for chunk in table["image_id"].chunks)
-    else:
-        columns = [table[column].to_pylist() for column in KEY_COLUMNS[name]]
-        raw = b"".join(_hash(values) for values in zip(*columns, strict=True))
+        return image_digests(table["image_id"])
+    columns = [table[column].to_pylist() for column in KEY_COLUMNS[name]]
+    raw = b"".join(_hash(values) for values in zip(*columns, strict=True))
     return np.frombuffer(raw, "S16")
+
+
+def image_digests(image_id: pa.ChunkedArray) -> Digests:
+    """(N,) S16: image ids as raw bytes.
+
+    Args:
+        image_id: (N,) string, 32 hexadecimal digits each, none missing.
+    """
+    # A chunk has less than 2 GB of text, so its ids joined are one Arrow string; all may not be
+    return np.frombuffer(b"".join(_raw_ids(chunk) for chunk in image_id.chunks), "S16")
 
 
 def _raw_ids(image_id: pa.StringArray) -> bytes:
