@@ -7,7 +7,7 @@ from torch import Tensor
 from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.ops.boxes import clip_boxes
-from pixelmill.models.ops.candidates import best_candidates, fetch, pieces
+from pixelmill.models.ops.candidates import best_candidates, fetch, pieces, taken_from
 from pixelmill.models.ops.suppression import class_thresholds
 from pixelmill.models.spec import ModelSpec
 
@@ -45,7 +45,7 @@ def _of_piece(
 ) -> list[BoxOutput]:
     best = best_candidates(
         scores >= floors,
-        lambda image, place, label: scores[image, place, label],
+        taken_from(scores),
         postprocess.pre_nms_top_k,
     )
     boxes = boxes_xyxy.gather(1, best.places[..., None].expand(-1, -1, 4))

@@ -12,7 +12,6 @@ whole cells with zeros. Any padded torchvision backbone may take VGG16's place.
 
 from typing import cast
 
-import torch
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
@@ -76,7 +75,7 @@ class FastRCNN(TwoStage):
             match_iou=match_iou,
             num_sampled=num_sampled,
         )
-        self.register_buffer("class_indices", torch.arange(1, 1 + num_classes), persistent=False)
+        self.assign_outputs(num_classes)
 
     @property
     def parts(self) -> Parts:

@@ -16,7 +16,6 @@ place: its features of stride 16 with two fully connected layers, or a pyramid o
 from collections.abc import Sequence
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -208,7 +207,7 @@ class FasterRCNN(TwoStage):
             match_iou=match_iou,
             num_sampled=num_sampled,
         )
-        self.register_buffer("class_indices", torch.arange(1, 1 + num_classes), persistent=False)
+        self.assign_outputs(num_classes)
 
     @property
     def parts(self) -> Parts:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelmill.models.padding import fill_up
+
 __all__ = ["FRRN"]
 
 RESIDUAL_CHANNELS = 32
@@ -121,7 +123,7 @@ class FRRN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised float -> (B, K, H, W) logits."""
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
+        x = fill_up(images, self.multiple, "replicate")
         pooled = self.before(self.stem(x))
         residual = self.split(pooled)
         for stage in self.encoder:

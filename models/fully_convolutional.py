@@ -15,10 +15,10 @@ encoder-decoder enlarges by transposed convolutions and has no fully connected m
 
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelmill.models.backbone import conv_bn
+from pixelmill.models.padding import fill_up
 
 __all__ = ["EncoderDecoder", "FullResolutionNet"]
 
@@ -74,6 +74,6 @@ class EncoderDecoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised float -> (B, K, H, W) logits."""
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
+        x = fill_up(images, self.multiple, "replicate")
         logits: Tensor = self.classifier(self.layers(x))
         return logits[..., :height, :width]

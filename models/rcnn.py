@@ -149,8 +149,7 @@ class RCNN(TwoStage):
             background_iou=background_iou,
             num_sampled=num_sampled,
         )
-        indices = torch.arange(first, first + num_classes)
-        self.register_buffer("class_indices", indices, persistent=False)
+        self.assign_outputs(num_classes, first)
 
     @property
     def parts(self) -> Parts:

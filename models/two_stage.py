@@ -32,6 +32,7 @@ from pixelmill.models.ops.candidates import (
 )
 from pixelmill.models.ops.proposals import Proposer
 from pixelmill.models.ops.suppression import class_thresholds, greedy_nms
+from pixelmill.models.padding import fill_up
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
@@ -87,6 +88,11 @@ class TwoStage(nn.Module):
     stride = 1
     box_loss: BoxLoss = "smooth_l1"
 
+    def assign_outputs(self, num_classes: int, first: int = 1) -> None:
+        """Say which outputs of the box predictor are classes; those before are the background's."""
+        indices = torch.arange(first, first + num_classes)
+        self.register_buffer("class_indices", indices, persistent=False)
+
     @property
     def parts(self) -> Parts:
         """The modules that do the work."""
@@ -100,8 +106,7 @@ class TwoStage(nn.Module):
 
     def filled_up(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) with zeros right and below, so that every level's cells fit."""
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        return fill_up(images, self.multiple)
 
     def propose(self, images: Tensor) -> list[Tensor]:
         """Regions of each image of (B, 3, H, W), where there is no `rpn` to propose them.

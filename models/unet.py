@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelmill.models.backbone import conv_bn
+from pixelmill.models.padding import fill_up
 
 __all__ = ["UNet"]
 
@@ -58,7 +59,7 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised float -> (B, K, H, W) logits."""
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
+        x = fill_up(images, self.multiple, "replicate")
         copies = []
         for index, encoder in enumerate(self.encoders):
             if index > 0:

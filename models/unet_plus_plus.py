@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelmill.models.padding import fill_up
+
 __all__ = ["UNetPlusPlus"]
 
 
@@ -75,7 +77,7 @@ class UNetPlusPlus(nn.Module):
         With deep supervision, in training: one such tensor per depth, the deepest first.
         """
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), "replicate")
+        x = fill_up(images, self.multiple, "replicate")
         rows: list[list[Tensor]] = []
         encoder, *columns = (cast("nn.ModuleList", column) for column in self.nodes)
         for level, node in enumerate(encoder):

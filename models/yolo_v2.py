@@ -20,6 +20,7 @@ from pixelmill.models.dense import dense_outputs
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.ops.boxes import box_iou, box_iou_pairs
 from pixelmill.models.ops.grid import decode_grid, encode_grid, match_shapes
+from pixelmill.models.padding import fill_up
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
@@ -83,9 +84,7 @@ class YOLOv2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised float -> (B, H / 32, W / 32, anchors, 5 + K) raw."""
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
-        shallow, deep = self.backbone(images)
+        shallow, deep = self.backbone(fill_up(images, STRIDE))
         if self.passthrough is not None:
             deep = torch.cat((self.passthrough(shallow), self.deepen(deep)), dim=1)
         raw: Tensor = self.head(deep)

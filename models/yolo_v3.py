@@ -20,6 +20,7 @@ from pixelmill.models.dense import dense_outputs
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.ops.boxes import box_iou
 from pixelmill.models.ops.grid import decode_grid, encode_grid, match_shapes
+from pixelmill.models.padding import fill_up
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
@@ -97,9 +98,7 @@ class YOLOv3(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised float -> (B, h, w, anchors, 5 + K), finest grid first."""
-        multiple = self.strides[-1]
-        height, width = images.shape[-2:]
-        features = self.backbone(F.pad(images, (0, -width % multiple, 0, -height % multiple)))
+        features = self.backbone(fill_up(images, self.strides[-1]))
         levels: list[Tensor] = []
         passed: Tensor | None = None
         for index, x in enumerate(reversed(features)):
