@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from pixelmill.configs.schema import PreprocessConfig, TaskName
 from pixelmill.models.spec import Arguments
+from pixelmill.models.tensor_files import read_header, read_tensors, save_tensors
 
 __all__ = ["CheckpointMeta", "load_matching", "load_state", "read_metadata", "save_checkpoint"]
 
@@ -57,11 +56,7 @@ def save_checkpoint(
         key: _compact(tensor) if half else tensor.detach().contiguous().cpu()
         for key, tensor in module.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    # not save_file, whose files nobody but their owner may read
-    partial.write_bytes(save(state, {_HEADER_KEY: metadata.model_dump_json()}))
-    partial.replace(path)
+    save_tensors(path, state, _HEADER_KEY, metadata.model_dump_json())
 
 
 def _compact(tensor: Tensor) -> Tensor:
@@ -76,20 +71,13 @@ def read_metadata(path: Path) -> CheckpointMeta:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, or not one of ours.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, got no file at {str(path)!r}")
+    remedy = (
+        "it was not written by `pixelmill train`: name architecture, classes and preprocess in the "
+        "config instead"
+    )
+    content = read_header(path, _HEADER_KEY, remedy=remedy)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except SafetensorError as err:
-        raise ValueError(f"expected a safetensors file, got {str(path)!r}: {err}") from err
-    if _HEADER_KEY not in header:
-        raise ValueError(
-            f"{str(path)!r} has no {_HEADER_KEY!r} entry in its header, so it was not written by "
-            "`pixelmill train`; name architecture, classes and preprocess in the config instead"
-        )
-    try:
-        return CheckpointMeta.model_validate_json(header[_HEADER_KEY])
+        return CheckpointMeta.model_validate_json(content)
     except ValidationError as err:
         raise ValueError(f"the header of {str(path)!r} is not of this version: {err}") from err
 
@@ -101,16 +89,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, got no file at {str(path)!r}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as err:
-        raise ValueError(f"expected a safetensors file, got {str(path)!r}: {err}") from err
     return {
         key: tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in state.items()
+        for key, tensor in read_tensors(path).items()
     }
 
 

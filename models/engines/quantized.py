@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from pixelmill.models.engines.openvino import hidden_reports, import_openvino, openvino_core
 from pixelmill.models.spec import ModelSpec
+from pixelmill.models.tensor_files import read_header, read_tensors, save_tensors
 
 __all__ = ["QuantizedFile", "check_quantized", "quantize_graph", "save_quantized"]
 
 _HEADER_KEY = "pixelmill-int8"
+# OpenVINO's two files of a graph
+_PARTS = ("graph", "weights")
 
 Size = tuple[int, int]
 
@@ -44,14 +45,8 @@ class QuantizedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-        except SafetensorError as err:
-            raise ValueError(f"expected a safetensors file, got {str(path)!r}: {err}") from err
-        if _HEADER_KEY not in header:
-            raise ValueError(f"{str(path)!r} was not written by `pixelmill models quantize`")
-        content = json.loads(header[_HEADER_KEY])
+        remedy = "it was not written by `pixelmill models quantize`"
+        content = json.loads(read_header(path, _HEADER_KEY, remedy=remedy))
         self.identity: dict[str, Any] = content["identity"]
         self.canvases: tuple[Size, ...] = tuple((h, w) for h, w in content["canvases"])
         self.report: dict[str, Any] = content["report"]
@@ -67,12 +62,9 @@ class QuantizedFile:
                 f"{str(self._path)!r} has graphs for {_shown(self.canvases)} and none for "
                 f"{_shown([canvas])}; quantize the model again"
             )
-        with safe_open(self._path, framework="pt") as file:
-            parts = [
-                file.get_tensor(_tensor_name(canvas, part)).numpy().tobytes()
-                for part in ("graph", "weights")
-            ]
-        return openvino_core().read_model(*parts)
+        names = [_tensor_name(canvas, part) for part in _PARTS]
+        tensors = read_tensors(self._path, *names)
+        return openvino_core().read_model(*(tensors[name].numpy().tobytes() for name in names))
 
 
 def check_quantized(file: QuantizedFile, spec: ModelSpec) -> None:
@@ -106,13 +98,10 @@ def save_quantized(
     """
     tensors = {}
     for canvas, graph in graphs.items():
-        for part, content in zip(("graph", "weights"), _serialise(graph), strict=True):
+        for part, content in zip(_PARTS, _serialise(graph), strict=True):
             tensors[_tensor_name(canvas, part)] = torch.frombuffer(content, dtype=torch.uint8)
     header = {"identity": _plain(spec.graph_identity), "canvases": list(graphs), "report": report}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, {_HEADER_KEY: json.dumps(header)}))
-    partial.replace(path)
+    save_tensors(path, tensors, _HEADER_KEY, json.dumps(header))
 
 
 def quantize_graph(
