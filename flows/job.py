@@ -116,6 +116,7 @@ class Job:
         truth_base: where relative truth paths start.
         deadline: when it has to end.
         max_failures: more than that, and it is broken.
+        gives_way: it starts no shard while a nightly run is at work on the store.
     """
 
     config: RunConfig
@@ -129,6 +130,7 @@ class Job:
     num_workers: int
     deadline: Deadline | None
     max_failures: FailureBudget | None
+    gives_way: bool = False
 
 
 def prepare_job(params: ScoreParams) -> Job:

@@ -10,20 +10,24 @@ from typing import Self
 from pixelmill.tasks.sharing import OpenRun
 from pixelmill.tasks.store import RunRecord, ShardRef, Store, end_run, run_ledger
 from pixelmill.tasks.store.claims import (
+    LEASE_S,
     Claim,
     Session,
     Watch,
     claimed_names,
+    find_claim,
     release,
     sweep,
     take_claim,
     take_over,
 )
 
-__all__ = ["Neighbours"]
+__all__ = ["NIGHTLY", "Neighbours"]
 
 logger = logging.getLogger(__name__)
 
+# What one process at a time does on a store
+NIGHTLY = "nightly"
 _PLAN = "plan"
 _ABANDONED = "abandoned: its process died, and its rest is planned anew"
 _LOOK_S = 1.0
@@ -61,6 +65,42 @@ class Neighbours:
         traceback: TracebackType | None,
     ) -> None:
         self._session.__exit__(kind, error, traceback)
+
+    # Whose turn it is
+
+    @contextlib.contextmanager
+    def only_one(self, name: str) -> Iterator[bool]:
+        """Do something that one process at a time may do on the store.
+
+        Args:
+            name: of it.
+
+        Yields:
+            Whether this is the one; False if another one, that lives, does it. Of one on another
+            machine that takes up to a lease to know.
+        """
+        claim = take_claim(self._backend, name, self.session)
+        known_at = time.monotonic() + LEASE_S + _LOOK_S
+        while claim.holder != self.session:
+            if self._watch.is_dead(claim.holder):
+                claim = take_over(self._backend, claim, self.session)
+                continue
+            if self._watch.is_here(claim.holder) or time.monotonic() > known_at:
+                yield False
+                return
+            time.sleep(_LOOK_S)
+            claim = take_claim(self._backend, name, self.session)
+        try:
+            yield True
+        finally:
+            release(self._backend, claim)
+
+    def is_anybody(self, name: str) -> bool:
+        """Whether another process does something that `only_one` may do; looks once a second."""
+        if name not in self._look():
+            return False
+        claim = find_claim(self._backend, name)
+        return claim is not None and not self._watch.is_dead(claim.holder)
 
     # Planning
 

@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pixelmill.configs.schema import ComputeConfig
 from pixelmill.flows.job import Job, ScoreParams, prepare_job, read_known, start_run
 from pixelmill.flows.limits import FailureBudget, Pace
-from pixelmill.flows.neighbours import Neighbours
+from pixelmill.flows.neighbours import NIGHTLY, Neighbours
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.progress import collected_logs, show_progress
 from pixelmill.flows.results import keep_results, results_folder
@@ -207,6 +207,9 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
                 reason["out of time"] = "the deadline was reached"
             return stop() or bool(reason)
 
+        def should_pause() -> bool:
+            return job.gives_way and neighbours.is_anybody(NIGHTLY)
+
         def may_start(shard: ShardRef, has_to_wait: bool) -> bool:
             if job.deadline is None:
                 return True
@@ -229,7 +232,9 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
                     f"after {counter.num_inputs} images"
                 )
             detail = f", {len(submission.failed)} shards failed" if submission.failed else ""
-            if submission.num_held and not submission.num_in_flight:
+            if submission.paused:
+                detail += ", waiting: the nightly run goes first"
+            elif submission.num_held and not submission.num_in_flight:
                 detail += ", waiting for shards of another run"
             progress.tick(detail)
 
@@ -244,6 +249,7 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
             policy=RetryPolicy(transient=compute.retries),
             holders=neighbours,
             should_stop=should_stop,
+            should_pause=should_pause,
             may_start=may_start,
             on_done=on_done,
             on_tick=on_tick,

@@ -95,6 +95,7 @@ class Submission:
         num_held: shards that were left to another run's workers at least once.
         stopped: it was told to stop.
         closed: a shard was not started, because it may not have ended in time.
+        paused: none is started for now, because others go first.
         refused: why the store takes no more writes, and what to do about it.
     """
 
@@ -106,6 +107,7 @@ class Submission:
     failed: list[FailedShard] = field(default_factory=list)
     stopped: bool = False
     closed: bool = False
+    paused: bool = False
     refused: str | None = None
 
     @property
@@ -123,6 +125,7 @@ def run_shards(
     policy: RetryPolicy | None = None,
     holders: Holders | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_pause: Callable[[], bool] = lambda: False,
     may_start: Callable[[ShardRef, bool], bool] = lambda shard, has_to_wait: True,
     on_done: Callable[[ShardRef, Any], None] = lambda shard, result: None,
     on_tick: Callable[[Submission], None] = lambda submission: None,
@@ -137,6 +140,7 @@ def run_shards(
         policy: what is tried again, and how often; left out: the defaults of `RetryPolicy`.
         holders: where other runs may have some of the shards, who has them.
         should_stop: asked at least every half second; then what runs is told to stop.
+        should_pause: asked as often; while it says so, no shard is started, and what runs goes on.
         may_start: asked before a shard is submitted, and told whether it will have to wait for a
             worker. After a no for one that does not, none is, and what runs is waited for.
         on_done: called with each shard and its result, in the caller's thread.
@@ -156,6 +160,7 @@ def run_shards(
         policy or RetryPolicy(),
         holders,
         should_stop,
+        should_pause,
         may_start,
         on_done,
         on_tick,
@@ -174,6 +179,7 @@ class _Loop:
     policy: RetryPolicy
     holders: Holders | None
     should_stop: Callable[[], bool]
+    should_pause: Callable[[], bool]
     may_start: Callable[[ShardRef, bool], bool]
     on_done: Callable[[ShardRef, Any], None]
     on_tick: Callable[[Submission], None]
@@ -193,8 +199,13 @@ class _Loop:
         submission = self.submission
         try:
             while submission.refused is None and not self.should_stop():
-                self._fill()
-                if not self.live and (submission.closed or not self.again):
+                submission.paused = submission.num_left > len(self.live) and self.should_pause()
+                if submission.paused:
+                    self.alive_at = time.monotonic()  # nobody looks for workers meanwhile
+                else:
+                    self._fill()
+                is_over = submission.closed or not (self.again or submission.paused)
+                if not self.live and is_over:
                     return submission
                 for future in self.pool.wait_any(WAIT_S):
                     if future in self.live:

@@ -32,6 +32,7 @@ __all__ = [
     "Session",
     "Watch",
     "claimed_names",
+    "find_claim",
     "release",
     "sweep",
     "take_claim",
@@ -75,7 +76,7 @@ def take_claim(backend: Backend, name: str, session: str) -> Claim:
     if backend.create(layout.claim_key(name, 0), session.encode()):
         return Claim(name, session, 0)
     while True:
-        found = _newest(backend, name)
+        found = find_claim(backend, name)
         if found is not None:
             return found
         if backend.create(layout.claim_key(name, 0), session.encode()):  # released meanwhile
@@ -100,7 +101,7 @@ def release(backend: Backend, claim: Claim) -> None:
     One that was taken over stays: it keeps the name from being claimed from the beginning.
     """
     if backend.exists(layout.claim_key(claim.name, claim.generation + 1)):
-        newest = _newest(backend, claim.name)
+        newest = find_claim(backend, claim.name)
         if newest is None or newest.holder != claim.holder:
             return
         claim = newest
@@ -115,7 +116,7 @@ def claimed_names(backend: Backend) -> set[str]:
 def sweep(backend: Backend, watch: "Watch") -> None:
     """Delete what dead sessions left: claims that nobody has taken over, and they themselves."""
     for name in claimed_names(backend):
-        claim = _newest(backend, name)
+        claim = find_claim(backend, name)
         if claim is not None and watch.is_dead(claim.holder):
             release(backend, claim)
     sessions = [layout.parse_session(entry.key) for entry in backend.list(layout.CLAIMS)]
@@ -129,7 +130,8 @@ def _claims(backend: Backend) -> list[tuple[str, int]]:
     return [each for each in parsed if each is not None]
 
 
-def _newest(backend: Backend, name: str) -> Claim | None:
+def find_claim(backend: Backend, name: str) -> Claim | None:
+    """The newest claim on a name; None if there is none."""
     generations = [generation for known, generation in _claims(backend) if known == name]
     if not generations:
         return None
@@ -228,6 +230,15 @@ class Watch:
             self._dead.add(session)
             return True
         return False
+
+    def is_here(self, session: str) -> bool:
+        """Whether a session's process is on this machine and lives: then there is no doubt."""
+        try:
+            content = self._backend.get(layout.session_key(session))
+        except FileNotFoundError:
+            return False
+        is_ours = json.loads(content)["machine"] == _machine() != ""
+        return is_ours and not _is_gone(content)
 
     def _is_silent(self, session: str, content: bytes, now: float) -> bool:
         seen = self._seen.get(session)

@@ -134,3 +134,25 @@ def test_a_dead_run_is_abandoned_with_its_ledger_and_what_it_claimed_is_swept(us
     assert end.ledger[SPEC.key].skipped == {"stopped": 1}
     assert claimed_names(store.backend) == set()
     assert store.open_runs() == []
+
+
+def test_what_one_process_may_do_is_refused_to_a_second_one_while_the_first_lives(us, they):
+    assert not they.is_anybody("nightly")
+    with us.only_one("nightly") as is_our_turn:
+        assert is_our_turn
+        they._looked_at = float("-inf")
+        assert they.is_anybody("nightly")
+        with they.only_one("nightly") as is_their_turn:
+            assert not is_their_turn
+    they._looked_at = float("-inf")
+    assert not they.is_anybody("nightly")
+    with they.only_one("nightly") as is_their_turn:
+        assert is_their_turn
+
+
+def test_what_a_dead_process_did_is_taken_over(us, store):
+    take_claim(store.backend, "nightly", "0123456789abcdef")
+    assert not us.is_anybody("nightly")
+    with us.only_one("nightly") as is_our_turn:
+        assert is_our_turn
+    assert claimed_names(store.backend) == set()

@@ -281,3 +281,34 @@ def test_shards_that_failed_together_do_not_come_together_again(monkeypatch):
     assert sorted(done) == list(range(8))
     starts = [after - before for before, after in itertools.pairwise(due)]
     assert sum(1 for number in starts if number) > 3
+
+
+def test_nothing_is_started_during_a_pause_what_runs_ends_and_then_all_is_done():
+    pool = ScriptedPool(slots=2)
+    started_in_pause: list[int] = []
+    looks = itertools.count()
+
+    def should_pause():
+        is_paused = 3 <= next(looks) < 20
+        if is_paused:
+            started_in_pause.append(len(pool.started))
+        return is_paused
+
+    submission, done = run(pool, range(20), should_pause=should_pause)
+    assert sorted(done) == list(range(20))
+    assert len(set(started_in_pause)) == 1
+    assert not submission.paused
+
+
+def test_a_pause_does_not_outlast_a_stop_nor_the_last_shard():
+    submission, done = run(
+        ScriptedPool(), range(3), should_pause=lambda: True, should_stop=ticks(9)
+    )
+    assert (done, submission.stopped, submission.num_left) == ([], True, 3)
+    assert run(ScriptedPool(), [], should_pause=lambda: True)[0].num_left == 0
+
+
+def ticks(number: int):
+    """Says no so many times, then yes."""
+    left = iter(range(number))
+    return lambda: next(left, None) is None
