@@ -25,16 +25,13 @@ from pixelmill.tasks.report.formats import (
     format_value,
 )
 from pixelmill.tasks.report.gallery import (
-    Box,
-    Chip,
-    Layer,
     Pick,
-    Region,
     Tile,
     build_tiles,
     choose_images,
     ranking_name,
 )
+from pixelmill.tasks.report.layers import Box, Chip, Layer, Region
 from pixelmill.tasks.report.palette import ClassColours, assign_colours, colour_css
 from pixelmill.tasks.report.references import load_references
 from pixelmill.tasks.report.sections import KIND_TITLES, model_views, stage_bar, stage_rows

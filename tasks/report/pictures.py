@@ -9,19 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["encode_picture", "encode_regions", "fit", "shrink_mask", "trace_outline"]
+from pixelmill.tasks.thumbnails import encode_webp, fit
+
+__all__ = ["EDGES", "encode_picture", "encode_regions", "shrink_mask", "trace_outline"]
 
 _T = TypeVar("_T", bound=np.generic)
 
 # Long edges tried in turn; 640 is sharp in the tile of a double-density screen and fair enlarged.
-_EDGES = (640, 480, 360, 240, 160)
-_QUALITY = 80
-
-
-def fit(size: tuple[int, int], edge: int) -> tuple[int, int]:
-    """(H, W) scaled down so that the long side is at most `edge`, each side at least 1."""
-    scale = min(1.0, edge / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+EDGES = (640, 480, 360, 240, 160)
 
 
 def encode_picture(pixels: NDArray[np.uint8], *, max_bytes: int) -> str:
@@ -31,14 +26,9 @@ def encode_picture(pixels: NDArray[np.uint8], *, max_bytes: int) -> str:
         pixels: (H, W, 3) uint8 RGB.
         max_bytes: of the encoded picture, before base64; the smallest size is taken if none fits.
     """
-    image = Image.fromarray(pixels)
     data = b""
-    for edge in _EDGES:
-        height, width = fit(pixels.shape[:2], edge)
-        small = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
-        sink = io.BytesIO()
-        small.save(sink, "WEBP", quality=_QUALITY, method=4)
-        data = sink.getvalue()
+    for edge in EDGES:
+        data = encode_webp(pixels, edge)
         if len(data) <= max_bytes:
             break
     return _data_uri("image/webp", data)

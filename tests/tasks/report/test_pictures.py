@@ -3,7 +3,6 @@ import io
 import re
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -12,7 +11,6 @@ from PIL import Image, ImageDraw
 from pixelmill.tasks.report.pictures import (
     encode_picture,
     encode_regions,
-    fit,
     shrink_mask,
     trace_outline,
 )
@@ -81,14 +79,6 @@ def test_regions_of_very_many_classes_share_a_palette():
     colours = [(k % 30, 0, 0) for k in range(1000)]
     pixels = np.asarray(opened(encode_regions(labels, colours)).convert("RGB"))
     assert np.array_equal(pixels[..., 0], labels % 30)
-
-
-@pytest.mark.parametrize(
-    ("size", "edge", "expected"),
-    [((100, 200), 50, (25, 50)), ((1, 1000), 10, (1, 10)), ((3, 4), 9, (3, 4))],
-)
-def test_fit_keeps_the_aspect(size, edge, expected):
-    assert fit(size, edge) == expected
 
 
 def test_shrinking_takes_pixels_at_even_distances():
