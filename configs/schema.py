@@ -41,6 +41,7 @@ TaskName = Literal[
 EngineName = Literal["torch", "openvino", "torch-compile", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 CanvasSize = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
@@ -125,6 +126,9 @@ class PreprocessConfig(Frozen):
         default=True,
         description="smooth before shrinking; false for networks trained on OpenCV's plain "
         "bilinear resizing",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="of the resizing, as the network was trained"
     )
     crop_from: int | None = Field(
         default=None, gt=0, description="shorter side before a center_crop, pixels"
@@ -234,21 +238,22 @@ class _Model(Frozen):
     )
     architecture: str | None = Field(
         default=None,
-        description="a name that `pixelmill models` lists, `torchvision/<builder>`, `onnx`, "
-        "`package.module:function`, or `torchscript` or `pickle` where the weights file is a "
-        "whole program (see trust); left out: what the weights file says",
+        description="a name that `pixelmill models list` has, such as unet, torchvision/<builder>, "
+        "timm/<name> or smp/<name>; `package.module:function` or `file.py:function` of your own; "
+        "left out: what the weights say",
     )
     arguments: dict[str, int | float | str | bool | tuple[int | float | str, ...] | None] = Field(
         default_factory=dict, description="keyword arguments of the architecture's builder"
     )
     weights: LocalPath = Field(
-        description="a file (.safetensors, .pt, .onnx), `embedded:<name>` for ours, or "
-        "`torchvision:<ENUM>` such as torchvision:DEFAULT"
+        description="a file (.safetensors, .pt, .onnx, .pt2), a folder that save_pretrained wrote, "
+        "`hf:<owner>/<name>@<revision>` of the Hugging Face Hub, `embedded:<name>` for ours, "
+        "`torchvision:<ENUM>` such as torchvision:DEFAULT, or `timm:DEFAULT`"
     )
     trust: bool = Field(
         default=False,
-        description="whoever made the weights file may run code here: TorchScript and pickled "
-        "modules are loaded only with it",
+        description="whoever made the files may run code here: TorchScript, torch.export's .pt2, "
+        "pickled modules and file.py:function are loaded only with it",
     )
     decode: str | None = Field(
         default=None,
@@ -528,28 +533,39 @@ class RunConfig(Frozen):
         return self
 
 
+class PixelWeights(Frozen):
+    """U-Net's map: pixels in narrow gaps between objects weigh more (its equation 2)."""
+
+    background: str = Field(description="class between the objects; its pixels weigh more")
+    border_weight: float = Field(default=10.0, gt=0, description="added where two objects touch")
+    sigma: float = Field(default=5.0, gt=0, description="pixels of the original that it fades over")
+
+
 class TrainConfig(Frozen):
     """Training of one model of ours on images with truth."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]*$", description="of the weights file that is written"
     )
-    task: Literal["detection", "instance_segmentation", "semantic_segmentation", "captioning"] = (
-        Field(description="what is learnt")
-    )
+    task: TaskName = Field(description="what is learnt")
     architecture: str = Field(description="a name that `pixelmill models` lists as trainable")
     arguments: dict[str, int | float | str | bool | tuple[int | float | str, ...] | None] = Field(
         default_factory=dict, description="keyword arguments of the architecture's builder"
     )
     preprocess: PreprocessConfig
+    # Data
     images: LocalPath = Field(
         description="folder of images, or `scenes:<count>:<seed>` to render them"
     )
     truth: LocalPath | None = Field(
-        default=None, description="COCO JSON, folder of label maps, or captions JSON"
+        default=None,
+        description="boxes and masks: COCO JSON, folder of VOC XML or of YOLO txt; else folder of "
+        "label maps, captions JSON, or label CSV",
     )
     classes: tuple[str, ...] | None = Field(
-        default=None, description="semantic class names by label value; others read the truth's"
+        default=None,
+        description="semantic class names by label value, names of YOLO's numbers; others read "
+        "the truth's",
     )
     split: LocalPath | None = Field(
         default=None, description="text file of the file stems to train on; left out: by fraction"
@@ -557,26 +573,114 @@ class TrainConfig(Frozen):
     train_fraction: float = Field(
         default=0.8, gt=0, le=1, description="share of the images trained on, chosen by name hash"
     )
+    data_licence: str | None = Field(
+        default=None, description="of images and truth, for the model card"
+    )
+    workers: int = Field(
+        default=0, ge=0, description="processes that read and augment; 0: the training one does"
+    )
+    # Schedule
     epochs: int = Field(default=20, gt=0)
-    batch_size: int = Field(default=8, gt=0)
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak of the one-cycle schedule")
-    weight_decay: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=8, gt=0, description="images per step, all devices together")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd (Nesterov's)")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak of the schedule")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="of matrices and kernels; vectors do not decay"
+    )
+    schedule: Literal["one_cycle", "cosine", "poly", "step", "constant"] = Field(
+        default="one_cycle", description="learning rate over the steps, after the warm-up"
+    )
+    warm_up: float = Field(
+        default=0.15, ge=0, lt=1, description="share of the steps on which the rate rises"
+    )
+    milestones: tuple[Fraction, ...] = Field(
+        default=(0.67, 0.89), description="shares of the steps after which `step` lowers the rate"
+    )
+    decay: float = Field(default=0.1, gt=0, lt=1, description="factor of each milestone")
+    max_norm: float = Field(default=10.0, gt=0, description="longer gradients are shortened to it")
+    average_steps: int = Field(
+        default=200, gt=0, description="the weights kept are an average over about as many steps"
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast if bf16")
+    devices: int = Field(
+        default=1, gt=0, description="GPUs, or without any CPU processes, that share each batch"
+    )
     seed: int = Field(default=0, ge=0)
     init: LocalPath | None = Field(
         default=None,
         description="checkpoint whose tensors of the same name and shape are started from; a "
         "file, or `embedded:<name>` for ours",
     )
+    # What is kept
+    check_every: int = Field(
+        default=1, ge=0, description="epochs between scorings of the images kept apart; 0: the end"
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best", description="weights of the best scoring, or of the last step"
+    )
+    best_by: str | None = Field(
+        default=None,
+        description="metric, as the summary names it; left out: the task's first of evaluate",
+    )
+    patience: int | None = Field(
+        default=None, gt=0, description="stop after as many scorings without a better one"
+    )
+    # Augmentation
     horizontal_flip: bool = Field(
         default=True, description="mirror every other image; not for sentences that say left"
     )
-    scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        default=(0.8, 1.25), description="random magnification, about a random place"
+    vertical_flip: bool = Field(default=False, description="turn every other image upside down")
+    right_angles: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
+    elastic: float = Field(
+        default=0.0, ge=0, description="strength of random bending: alpha of v2.ElasticTransform"
+    )
+    scale_range: tuple[PositiveNumber, PositiveNumber] = Field(
+        default=(0.8, 1.25), description="random magnification, at a random place"
+    )
+    iou_crop: bool = Field(
+        default=False, description="SSD's sampling: a window that overlaps an object enough"
+    )
+    crop: CanvasSize | None = Field(
+        default=None,
+        description="train on windows of this (height, width) instead of whole canvases",
+    )
+    canvas_scales: tuple[PositiveNumber, ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        description="multi-scale: each batch's canvas is enlarged by one of these, to multiples "
+        "of 32 pixels",
     )
     color_jitter: float = Field(
         default=0.2, ge=0, lt=1, description="random change of brightness, contrast, saturation"
     )
+    # Loss
     loss_weights: dict[str, float] = Field(
         default_factory=dict, description="factor on a term of the loss, by its name; else 1"
     )
+    class_weights: Literal["balanced"] | dict[str, PositiveNumber] | None = Field(
+        default=None,
+        description="semantic classes by name, others 1; balanced: by their inverse frequency",
+    )
+    pixel_weights: PixelWeights | None = None
+    hard_pixels: float | None = Field(
+        default=None, gt=0, le=1, description="share of the pixels, the worst, that are learnt from"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> "TrainConfig":
+        """Refuse what would silently change nothing."""
+        semantic = ("class_weights", "pixel_weights", "hard_pixels")
+        if self.task != "semantic_segmentation" and (
+            idle := [name for name in semantic if getattr(self, name) is not None]
+        ):
+            raise ValueError(f"{', '.join(idle)}: only for task: semantic_segmentation")
+        if self.iou_crop and self.task not in ("detection", "instance_segmentation"):
+            raise ValueError("iou_crop: only for tasks with boxes")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f"scale_range must be (low, high), got {self.scale_range}")
+        if self.patience is not None and not self.check_every:
+            raise ValueError("patience counts scorings between epochs; set check_every")
+        if self.batch_size < self.devices:
+            raise ValueError(f"batch_size {self.batch_size} is less than devices {self.devices}")
+        return self
