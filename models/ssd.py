@@ -47,14 +47,12 @@ class SSDOutput(NamedTuple):
     Attributes:
         class_logits: (B, A, 1 + K), background first.
         box_deltas: (B, A, 4), to be decoded with the default boxes.
-        sizes: (rows, columns) of each feature map.
-        canvas: (height, width) in pixels.
+        default_boxes: (A, 4) float32 canvas pixels.
     """
 
     class_logits: Tensor
     box_deltas: Tensor
-    sizes: tuple[tuple[int, int], ...]
-    canvas: tuple[int, int]
+    default_boxes: Tensor
 
 
 class _Normalise(nn.Module):
@@ -194,12 +192,11 @@ class SSD(nn.Module):
             cells = [head(x).permute(0, 2, 3, 1) for head, x in zip(heads, maps, strict=True)]
             return torch.cat([each.reshape(len(each), -1, outputs) for each in cells], dim=1)
 
-        sizes = tuple((x.shape[-2], x.shape[-1]) for x in maps)
+        sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
         return SSDOutput(
             flat(self.class_heads, self.num_outputs),
             flat(self.box_heads, 4),
-            sizes,
-            (images.shape[-2], images.shape[-1]),
+            self.default_boxes(sizes, (images.shape[-2], images.shape[-1])).to(images.device),
         )
 
     def default_boxes(self, sizes: Sequence[tuple[int, int]], canvas: tuple[int, int]) -> Tensor:
@@ -229,10 +226,7 @@ def ssd_outputs(
     module: nn.Module, outputs: SSDOutput, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[BoxOutput]:
     """Boxes whose class probability is over the threshold."""
-    model = cast("SSD", module)
-    deltas = outputs.box_deltas.float()
-    defaults = model.default_boxes(outputs.sizes, canvas).to(deltas.device)
-    boxes = decode_boxes(deltas, defaults, BOX_WEIGHTS)
+    boxes = decode_boxes(outputs.box_deltas.float(), outputs.default_boxes, BOX_WEIGHTS)
     return dense_outputs(boxes, outputs.class_logits.float().softmax(-1)[..., 1:], spec, canvas)
 
 
@@ -250,7 +244,7 @@ def ssd_loss(module: nn.Module, outputs: SSDOutput, targets: Sequence[Target]) -
     model = cast("SSD", module)
     truths = cast("Sequence[BoxTarget]", targets)
     logits, deltas = outputs.class_logits.float(), outputs.box_deltas.float()
-    defaults = model.default_boxes(outputs.sizes, outputs.canvas).to(deltas.device)
+    defaults = outputs.default_boxes
     wanted = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
     box = deltas.new_zeros(())
     for index, target in enumerate(truths):

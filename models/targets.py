@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["BoxTarget", "CaptionTarget", "SemanticTarget", "Target"]
+__all__ = ["BoxTarget", "CaptionTarget", "ClassTarget", "SemanticTarget", "Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +44,15 @@ class CaptionTarget:
     tokens: Tensor
 
 
-Target = BoxTarget | SemanticTarget | CaptionTarget
+@dataclass(frozen=True, slots=True)
+class ClassTarget:
+    """The class of one whole view.
+
+    Attributes:
+        label: () int64, class index.
+    """
+
+    label: Tensor
+
+
+Target = BoxTarget | SemanticTarget | CaptionTarget | ClassTarget

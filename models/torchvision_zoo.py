@@ -5,7 +5,7 @@ bypassed: a detector gets our canvas, its anchors are laid on that canvas, and i
 candidates. Labels are those of the weights without placeholders such as "N/A".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import urlparse
@@ -19,14 +19,15 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
 from pixelmill.configs.schema import BoxPostprocess, CanvasSize, PreprocessConfig, TaskName
-from pixelmill.models.interface import ClassOutput, SemanticOutput, ViewOutput
+from pixelmill.models.classifier import class_outputs
+from pixelmill.models.interface import SemanticOutput, ViewOutput
 from pixelmill.models.ops.boxes import clip_boxes
 from pixelmill.models.ops.candidates import best_candidates, fetch, pieces, taken_from
 from pixelmill.models.ops.masks import settled
 from pixelmill.models.ops.suppression import class_thresholds
 from pixelmill.models.spec import Arguments, ModelSpec
 from pixelmill.models.two_stage import Parts, TwoStage, read_two_stage
-from pixelmill.models.zoo import Architecture
+from pixelmill.models.zoo import Architecture, ReadOut
 
 __all__ = [
     "PREFIX",
@@ -379,12 +380,6 @@ _TRUNKS: Mapping[Family, type[_Trunk]] = {
 # --- read-outs ------------------------------------------------------------------------------------
 
 
-def _read_classes(
-    module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
-) -> list[ViewOutput]:
-    return [ClassOutput(probs) for probs in outputs.float().softmax(dim=1).cpu()]
-
-
 def _read_semantic(
     module: nn.Module, outputs: Tensor, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[ViewOutput]:
@@ -430,11 +425,9 @@ def _decode_one_stage(model: Any, deltas: Tensor, anchors: Tensor) -> Tensor:
     return cast("Tensor", model.box_coder.decode_single(deltas, anchors))
 
 
-_READ_OUTS: Mapping[
-    Family, Callable[[nn.Module, Any, ModelSpec, tuple[int, int]], list[ViewOutput]]
-] = {
+_READ_OUTS: Mapping[Family, ReadOut] = {
     "one_stage": _read_one_stage,
     "two_stage": read_two_stage,
     "semantic": _read_semantic,
-    "classification": _read_classes,
+    "classification": class_outputs,
 }

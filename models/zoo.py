@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from pixelmill.configs.schema import TaskName
 from pixelmill.models.captioning import caption_loss, caption_outputs
+from pixelmill.models.classifier import build_classifier, class_loss, class_outputs
 from pixelmill.models.fast_rcnn import FastRCNN
 from pixelmill.models.faster_rcnn import FasterRCNN
 from pixelmill.models.frrn import FRRN
 from pixelmill.models.fully_convolutional import EncoderDecoder, FullResolutionNet
 from pixelmill.models.gcn import GCN
 from pixelmill.models.interface import ViewOutput
+from pixelmill.models.localiser import Localiser, localiser_loss, localiser_outputs
 from pixelmill.models.mask_rcnn import MaskRCNN
 from pixelmill.models.pspnet import PSPNet
 from pixelmill.models.rcnn import RCNN
@@ -99,6 +101,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gcn": _semantic(GCN),
     "frrn": _semantic(FRRN),
     "semantic_fpn": _semantic(SemanticFPN),
+    "classifier": Architecture(build_classifier, ("classification",), class_outputs, class_loss),
+    "localiser": Architecture(
+        build=Localiser,
+        tasks=("detection", "classification"),
+        read_out=localiser_outputs,
+        loss=localiser_loss,
+    ),
     "show_and_tell": Architecture(
         build=ShowAndTell,
         tasks=("captioning",),

@@ -9,17 +9,23 @@ from pixelmill.models.ops.suppression import hard_nms
 from pixelmill.models.ssd import RATIOS, SCALES, SSD, STEPS, SSDOutput, ssd_loss, ssd_outputs
 from pixelmill.models.targets import BoxTarget
 
+# (rows, columns) of figure 2, and of the published SSD512
+MAPS = {
+    300: [(side, side) for side in (38, 19, 10, 5, 3, 1)],
+    512: [(side, side) for side in (64, 32, 16, 8, 4, 2, 1)],
+}
+
 
 @pytest.mark.parametrize(("size", "number"), [(300, 8732), (512, 24564)])
 def test_default_boxes_equal_torchvisions(size, number):
     module = SSD(2, size, backbone="mobilenet_v3_large").eval()
     with torch.no_grad():
         outputs = module(torch.zeros(1, 3, size, size))
-    found = module.default_boxes(outputs.sizes, outputs.canvas)
+    found = outputs.default_boxes
     generator = DefaultBoxGenerator(
         [list(each) for each in RATIOS[size]], scales=list(SCALES[size]), steps=list(STEPS[size])
     )
-    maps = [torch.zeros(1, 1, *each) for each in outputs.sizes]
+    maps = [torch.zeros(1, 1, *each) for each in MAPS[size]]
     (wanted,) = generator(ImageList(torch.zeros(1, 3, size, size), [(size, size)]), maps)
     assert len(found) == number
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
@@ -39,7 +45,7 @@ def outputs_of(module: SSD, seed: int = 0) -> tuple[SSDOutput, torch.Tensor]:
     defaults = module.default_boxes(sizes, (64, 64))
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, len(defaults), 3, generator=generator)
-    return SSDOutput(logits, torch.zeros(1, len(defaults), 4), sizes, (64, 64)), defaults
+    return SSDOutput(logits, torch.zeros(1, len(defaults), 4), defaults), defaults
 
 
 def test_more_negatives_and_an_easier_match_count_more_boxes():
@@ -68,7 +74,7 @@ def test_the_outputs_of_least_loss_read_as_the_truth(make_spec):
     module = SSD(2, backbone="mobilenet_v3_large")
     start, _ = outputs_of(module)
     logits, deltas = (each.clone().requires_grad_() for each in start[:2])
-    outputs = SSDOutput(logits, deltas, start.sizes, start.canvas)
+    outputs = SSDOutput(logits, deltas, start.default_boxes)
     truth = BoxTarget(torch.tensor([[3.0, 10, 40, 33], [30, 30, 60, 62]]), torch.tensor([1, 0]))
     optimiser = torch.optim.Adam([logits, deltas], 0.2)
     for _ in range(100):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pixelmill.configs.schema import BoxPostprocess, CaptionPostprocess
-from pixelmill.models.interface import BoxOutput, CaptionOutput, SemanticOutput
+from pixelmill.models.interface import BoxOutput, CaptionOutput, ClassOutput, SemanticOutput
 from pixelmill.models.zoo import ARCHITECTURES
 
 OUTPUTS = {
@@ -55,6 +55,8 @@ OUTPUTS = {
         {"num_classes": 3, "backbone": "resnet18", "channels": 32},
         None,
     ),
+    "classifier": (ClassOutput, {"num_classes": 3, "backbone": "resnet18"}, None),
+    "localiser": (BoxOutput, {"num_classes": 3, "backbone": "resnet18"}, BoxPostprocess()),
     "show_and_tell": (
         CaptionOutput,
         {"vocabulary_size": 6, "backbone": "resnet18", "embed_dim": 8, "hidden_dim": 8},
