@@ -26,6 +26,8 @@ __all__ = [
 PRESETS = Path(__file__).parent
 TRAIN_PRESETS = PRESETS / "train"
 
+_FILE_AND_FUNCTION = re.compile(r"^[^:]+\.py:")
+
 Config = TypeVar("Config", bound=Frozen)
 KeyPath = tuple[str | int, ...]
 Schema = dict[str, Any]
@@ -61,9 +63,10 @@ class ConfigError(ValueError):
 def load_config(name_or_path: str | Path) -> RunConfig:
     """Load a run's configuration.
 
-    Relative paths (`images`, `weights`, `decode`, `evaluation.subset`, `nightly.store`) start from
-    the folder of the file, in a preset from the working directory; they are absolute in the result.
-    Truth paths stay as they are: they start from the folder that holds the images.
+    Relative paths (`images`, `weights`, `quantized`, `decode`, a file in `architecture`,
+    `evaluation.subset`) start from the folder of the file, in a preset from the working directory;
+    they are absolute in the result. Truth paths stay as they are: they start from the folder that
+    holds the images.
 
     Args:
         name_or_path: a preset's name, such as `demo`, or a YAML file.
@@ -78,6 +81,8 @@ def load_config(name_or_path: str | Path) -> RunConfig:
             update={
                 "weights": _absolute(model.weights, base),
                 "decode": model.decode and _absolute(model.decode, base),
+                "quantized": model.quantized and _absolute(model.quantized, base),
+                "architecture": model.architecture and _absolute_code(model.architecture, base),
             }
         )
         for model in config.models
@@ -364,10 +369,14 @@ def _base(path: Path) -> Path:
 def _absolute(place: str, base: Path) -> str:
     """`place` from `base`, unless it is a URL or one of our `kind:name` references."""
     scheme = re.match(r"^[a-z][a-z0-9+.-]*:", place)
-    file_and_function = re.match(r"^[^:]+\.py:", place)
-    if scheme and not file_and_function:
+    if scheme and not _FILE_AND_FUNCTION.match(place):
         return place
     return str((base / Path(place).expanduser()).resolve())
+
+
+def _absolute_code(architecture: str, base: Path) -> str:
+    """`file.py:function` from `base`; every other architecture is a name."""
+    return _absolute(architecture, base) if _FILE_AND_FUNCTION.match(architecture) else architecture
 
 
 def _dotted(path: KeyPath) -> str:

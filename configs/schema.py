@@ -157,6 +157,12 @@ class PreprocessConfig(Frozen):
             raise ValueError("crop_from goes with resize: center_crop, and only with it")
         return self
 
+    @model_validator(mode="after")
+    def _bicubic_is_smooth(self) -> "PreprocessConfig":
+        if self.interpolation == "bicubic" and not self.antialias:
+            raise ValueError("interpolation: bicubic is antialiased; leave out antialias: false")
+        return self
+
 
 class BoxPostprocess(Frozen):
     """From candidates to the boxes that are stored; part of the model key."""

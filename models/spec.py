@@ -39,8 +39,13 @@ class ModelSpec(BaseModel):
     """A `ModelConfig` with everything found that it left out.
 
     Attributes:
-        weights_path: local file; not part of the key.
-        weights_sha256: hex digest of that file.
+        weights_path: local file, or folder that `save_pretrained` wrote; not part of the key.
+        weights_sha256: hex digest of that file, or of all files of the folder that are read.
+        revision: commit of the Hugging Face Hub that the folder is; not part of the key, for what
+            it changes is in the digest, and a corrected README is not to have all scored again.
+        code_path: the user's Python file with the network, or None; not part of the key.
+        code_sha256: hex digest of the source that builds the network, if it is not ours and from
+            no library that we know.
         decode_path: local file of the user's decode function and its name, or None; the digest of
             the source is part of the key, its place is not.
         quantized_path: local file of the graphs in int8, or None; the digest is part of the key.
@@ -58,6 +63,9 @@ class ModelSpec(BaseModel):
     arguments: Arguments
     weights_path: str
     weights_sha256: str
+    revision: str | None = None
+    code_path: str | None = None
+    code_sha256: str | None = None
     decode_path: str | None = None
     decode_function: str | None = None
     decode_sha256: str | None = None
@@ -82,7 +90,7 @@ class ModelSpec(BaseModel):
             mode="json",
             exclude={
                 "name", "weights_path", "decode_path", "quantized_path", "engine_note",
-                "batch_size", "trust",
+                "batch_size", "trust", "code_path", "revision",
             },
         )  # fmt: skip
         if self.engine == default_engine(self.architecture):  # as before there was a choice
@@ -93,6 +101,10 @@ class ModelSpec(BaseModel):
             identity["postprocess"].pop("keep_candidates")
         if self.preprocess.decode == "full":  # as before there was a choice
             identity["preprocess"].pop("decode")
+        if self.preprocess.interpolation == "bilinear":  # likewise
+            identity["preprocess"].pop("interpolation")
+        if self.code_sha256 is None:  # as before there was code of others
+            identity.pop("code_sha256")
         identity["results_version"] = RESULTS_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"

@@ -435,14 +435,15 @@ class ShardStages:
     def _transform(self, item: _Decoded) -> Iterator[View]:
         """Canvases; one that several models want alike is drawn once."""
         size = item.image.height, item.image.width
-        wanted: dict[tuple[Placement, int, bool], list[tuple[int, Work, int]]] = {}
+        wanted: dict[tuple[Placement, int, str, bool], list[tuple[int, Work, int]]] = {}
         for index in item.models:
             spec = self._specs[index]
             work = Work(item.row.index, item.image, spec, self._placements(size, index, item.scale))
             for number, placement in enumerate(work.placements):
-                like = placement, spec.preprocess.pad_value, spec.preprocess.antialias
+                asked = spec.preprocess
+                like = placement, asked.pad_value, asked.interpolation, asked.antialias
                 wanted.setdefault(like, []).append((index, work, number))
-        for (placement, _, _), uses in wanted.items():
+        for (placement, *_), uses in wanted.items():
             preprocess = self._specs[uses[0][0]].preprocess
             try:
                 with self._watchdog.watching(item.row.index):

@@ -4,9 +4,10 @@ Every way of scoring is a list of placements. A `Placement` says which part of t
 where on a canvas; it draws the canvas, and it maps what the network found there back.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -185,9 +186,10 @@ def draw_view(
 
     Args:
         pixels: (H, W, 3) uint8 RGB, the whole original, or decoded at 1 / `placement.decode_scale`.
-            A tensor is resized where it is, within one grey level of what an array gives.
+            A tensor is resized where it is, within one grey level of what an array gives; bicubic,
+            where an array is rounded and clipped between rows and columns, 0.3 on average of noise.
         placement: of that image.
-        preprocess: its `pad_value` and `antialias`; the rest is in the placement.
+        preprocess: its `pad_value`, `interpolation` and `antialias`; the rest is in the placement.
 
     Returns:
         (canvas height, canvas width, 3) RGB.
@@ -208,13 +210,13 @@ def draw_view(
     content = canvas[:rows, :columns]
     mirrored = placement.flip_x or placement.flip_y
     if isinstance(part, Tensor):
-        resized = _resize_tensor(part, placement.resized, antialias=preprocess.antialias)
+        resized = _resize_tensor(part, placement.resized, preprocess)
         content[...] = _shown(resized, placement)
     elif (rows, columns) == placement.resized and content.flags.c_contiguous and not mirrored:
-        _resize_into(content, part, antialias=preprocess.antialias)
+        _resize_into(content, part, preprocess)
     else:
         resized = np.empty((*placement.resized, 3), np.uint8)
-        _resize_into(resized, part, antialias=preprocess.antialias)
+        _resize_into(resized, part, preprocess)
         content[...] = _shown(resized, placement)
     canvas[rows:] = preprocess.pad_value
     canvas[:rows, columns:] = preprocess.pad_value
@@ -353,11 +355,21 @@ def _shorter_side_to(size: Size, shorter: int) -> Size:
     return int(shorter * height / width), shorter
 
 
-def _resize_into(out: NDArray[np.uint8], pixels: NDArray[np.uint8], *, antialias: bool) -> None:
-    """Bilinear; antialiased it is exact to Pillow's. HWC strides stay: 2x faster than CHW.
+# (interpolation, antialias) -> what `torch.nn.functional.interpolate` calls
+_RESIZERS: Mapping[tuple[str, bool], Any] = {
+    ("bilinear", True): torch.ops.aten._upsample_bilinear2d_aa,
+    ("bilinear", False): torch.ops.aten.upsample_bilinear2d,
+    ("bicubic", True): torch.ops.aten._upsample_bicubic2d_aa,
+}
 
-    It is what `torch.nn.functional.interpolate` calls, which cannot write into a given place. That
-    must be contiguous: into any other the wrong pixels are written (PyTorch 2.15).
+
+def _resize_into(
+    out: NDArray[np.uint8], pixels: NDArray[np.uint8], preprocess: PreprocessConfig
+) -> None:
+    """Antialiased it is exact to Pillow's. HWC strides stay: 2x faster than CHW.
+
+    `torch.nn.functional.interpolate` cannot write into a given place. That must be contiguous:
+    into any other the wrong pixels are written (PyTorch 2.15).
     """
     if pixels.shape == out.shape:
         out[...] = pixels
@@ -366,17 +378,18 @@ def _resize_into(out: NDArray[np.uint8], pixels: NDArray[np.uint8], *, antialias
         torch.from_numpy(array)[None].permute(0, 3, 1, 2)
         for array in (np.ascontiguousarray(pixels), out)
     )
-    resize = (
-        torch.ops.aten._upsample_bilinear2d_aa if antialias else torch.ops.aten.upsample_bilinear2d
-    )
+    resize = _RESIZERS[preprocess.interpolation, preprocess.antialias]
     resize.out(source, list(out.shape[:2]), False, None, None, out=target)
 
 
-def _resize_tensor(pixels: Tensor, size: Size, *, antialias: bool) -> NDArray[np.uint8]:
-    """Bilinear, on the device of the pixels; GPUs resize no integers, so it is rounded here."""
+def _resize_tensor(pixels: Tensor, size: Size, preprocess: PreprocessConfig) -> NDArray[np.uint8]:
+    """On the device of the pixels; GPUs resize no integers, so it is rounded here."""
     if tuple(pixels.shape[:2]) != size:
         planes = torch.nn.functional.interpolate(
-            pixels.permute(2, 0, 1)[None].float(), size, mode="bilinear", antialias=antialias
+            pixels.permute(2, 0, 1)[None].float(),
+            size,
+            mode=preprocess.interpolation,
+            antialias=preprocess.antialias,
         )
         pixels = planes[0].permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8)
     return pixels.cpu().numpy()

@@ -193,7 +193,12 @@ def reference_view(pixels, placement, preprocess) -> np.ndarray:
     height, width = placement.source_size
     part = pixels[placement.top :, placement.left :][:height, :width]
     image = torch.from_numpy(part.copy()).permute(2, 0, 1)
-    resized = resize_image(image, list(placement.resized), antialias=preprocess.antialias)
+    resized = resize_image(
+        image,
+        list(placement.resized),
+        v2.InterpolationMode(preprocess.interpolation),
+        antialias=preprocess.antialias,
+    )
     rows, columns = placement.content
     content = resized.permute(1, 2, 0).numpy()[placement.crop_top :, placement.crop_left :]
     content = content[:rows, :columns]
@@ -204,15 +209,13 @@ def reference_view(pixels, placement, preprocess) -> np.ndarray:
     return canvas
 
 
-@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("smoothing", [{}, {"antialias": False}, {"interpolation": "bicubic"}])
 @pytest.mark.parametrize(
     "resize", [{}, {"resize": "stretch"}, {"resize": "center_crop", "crop_from": 70}]
 )
 @pytest.mark.parametrize("size", [(64, 96), (50, 201), (203, 51), (30, 40), (90, 90)])
-def test_a_view_is_torchvisions_and_on_a_device_within_a_grey_level(
-    size, resize, antialias
-) -> None:
-    preprocess = PreprocessConfig(canvases=((64, 64),), antialias=antialias, **resize)
+def test_a_view_is_torchvisions_and_on_a_device_nearly(size, resize, smoothing) -> None:
+    preprocess = PreprocessConfig(canvases=((64, 64),), **smoothing, **resize)
     flips = AugmentationConfig(horizontal_flip=True, vertical_flip=True)
     spec = make_spec(preprocess=preprocess, augmentation=flips)
     pixels = noise(*size)
@@ -220,7 +223,8 @@ def test_a_view_is_torchvisions_and_on_a_device_within_a_grey_level(
         expected = reference_view(pixels, placement, preprocess)
         assert (draw_view(pixels, placement, preprocess) == expected).all()
         on_device = draw_view(torch.from_numpy(pixels), placement, preprocess).astype(int)
-        assert np.abs(on_device - expected).max() <= 1
+        off = np.abs(on_device - expected)
+        assert off.mean() < 0.3 if preprocess.interpolation == "bicubic" else off.max() <= 1
 
 
 def test_pixels_of_another_size_than_the_placement_is_for_are_refused() -> None:
