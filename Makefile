@@ -6,12 +6,13 @@ TYPES := build/types/pixelmill
 FOLDERS := configs models tasks flows
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench chaos clean
+.PHONY: help demo test check docs bench chaos clean
 
 help:
 	@echo "make demo   set up, then score, evaluate and report on rendered scenes, offline"
 	@echo "make test   set up, then lint, types and every test"
 	@echo "make check  lint and types only"
+	@echo "make docs   the documentation as a site in build/site, offline"
 	@echo "make bench  the benchmarks: JSON and tables in docs/benchmarks"
 	@echo "make chaos  kill -9 at random, resume, audit, compare: ROUNDS=100 SEED=0"
 	@echo "make clean  remove what the other targets made, .venv included"
@@ -44,6 +45,9 @@ check: $(VENV)/.installed-dev | $(TYPES)
 
 test: check
 	$(BIN)/python -P -m pytest -n auto --dist worksteal
+
+docs: $(VENV)/.installed-dev | $(TYPES)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --strict
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev,bench]'
