@@ -6,7 +6,7 @@ TYPES := build/types/pixelmill
 FOLDERS := configs models tasks flows
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench chaos clean
+.PHONY: help demo test check docs bench chaos release clean
 
 help:
 	@echo "make demo   set up, then score, evaluate and report on rendered scenes, offline"
@@ -15,6 +15,7 @@ help:
 	@echo "make docs   the documentation as a site in build/site, offline"
 	@echo "make bench  the benchmarks: JSON and tables in docs/benchmarks"
 	@echo "make chaos  kill -9 at random, resume, audit, compare: ROUNDS=100 SEED=0"
+	@echo "make release  wheel and sdist, tried outside the checkout; bill of materials, licences"
 	@echo "make clean  remove what the other targets made, .venv included"
 
 $(BIN)/python:
@@ -63,6 +64,23 @@ ROUNDS ?= 100
 SEED ?= 0
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -P tests/flows/chaos.py --rounds $(ROUNDS) --seed $(SEED) --folder build/chaos
+
+$(VENV)/.installed-release: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev,release]'
+	touch $@
+
+# The wheel is built from the sdist, installed where no checkout is, and runs the demo there
+RELEASE := $(CURDIR)/build/release
+release: $(VENV)/.installed-release
+	rm -rf $(RELEASE)
+	$(BIN)/python -m build --no-isolation --outdir $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/venv
+	$(RELEASE)/venv/bin/python -m pip install -qq --constraint constraints.txt $(RELEASE)/*.whl
+	cd $(RELEASE) && venv/bin/pixelmill --version && venv/bin/pixelmill demo --images 12
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file $(RELEASE)/sbom.cdx.json $(RELEASE)/venv/bin/python
+	$(BIN)/pip-licenses --python $(RELEASE)/venv/bin/python --format markdown --with-urls \
+		--output-file $(RELEASE)/licences.md
 
 clean:
 	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
