@@ -37,6 +37,7 @@ __all__ = [
     "PROBLEMS_SCHEMA",
     "SourceListing",
     "collection_name",
+    "compile_glob",
     "list_images",
     "read_bytes",
     "read_head",
@@ -183,8 +184,8 @@ def _table(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
 
 def _path_filter(config: IngestConfig) -> _Accepts:
     suffixes = tuple(suffix.lower() for suffix in config.suffixes)
-    include = [_compile_glob(glob) for glob in config.include]
-    exclude = [_compile_glob(glob) for glob in config.exclude]
+    include = [compile_glob(glob) for glob in config.include]
+    exclude = [compile_glob(glob) for glob in config.exclude]
 
     def accepts(path: str) -> bool:
         return (
@@ -196,8 +197,8 @@ def _path_filter(config: IngestConfig) -> _Accepts:
     return accepts
 
 
-def _compile_glob(glob: str) -> re.Pattern[str]:
-    """A regular expression for a whole relative path."""
+def compile_glob(glob: str) -> re.Pattern[str]:
+    """A regular expression for a whole relative path; see `list_images`."""
     if "/" not in glob:
         glob = "**/" + glob
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

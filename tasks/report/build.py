@@ -1,7 +1,5 @@
 """The report: one HTML file with everything in it."""
 
-import base64
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +13,7 @@ from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.display import printable
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.report.formats import (
+    content_digest,
     format_bytes,
     format_count,
     format_interval,
@@ -212,11 +211,6 @@ def _tame(value: object) -> object:
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
-def _digest(text: str) -> str:
-    """Source expression of a content security policy for an inline script or style."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def build_report(
     store: Store,
     evaluation: Evaluation | None,
@@ -266,8 +260,8 @@ def build_report(
         .render(
             style=Markup(style),
             script=Markup(script),
-            style_digest=_digest(style),
-            script_digest=_digest(script),
+            style_digest=content_digest(style),
+            script_digest=content_digest(script),
             summary=summary,
             evaluation=evaluation,
             views=views,
