@@ -12,6 +12,7 @@ from pixelmill.flows.commands import (
     configs,
     evaluating,
     models,
+    nightly,
     profiling,
     scoring,
     storing,
@@ -35,8 +36,8 @@ it does what is missing and nothing else.
 
 Exit codes: 0 complete; 1 failed, run again to resume; 2 wrong usage or
 configuration; 3 complete, but new images were quarantined; 4 out of time
-(--until, --budget), run again to go on;
-130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+(--until, --budget), run again to go on; 5 complete, but unlike the nights
+before; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 VERSION = package_version("pixelmill")
@@ -47,6 +48,7 @@ for command in (
     scoring.plan,
     profiling.profile,
     scoring.backfill,
+    nightly.nightly,
     evaluating.evaluate,
     evaluating.report,
     storing.audit,

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,11 @@ def list_images(source: str, config: IngestConfig) -> SourceListing:
     refuse_credentials(source)
     accepts = _path_filter(config)
     folder = _local_path(source)
-    rows = _list_local(folder, accepts) if folder is not None else _list_url(source, accepts)
+    rows = (
+        _list_local(folder, accepts, config.settle_s)
+        if folder is not None
+        else _list_url(source, accepts)
+    )
     images: list[pa.Table] = []
     problems: list[pa.Table] = []
     while chunk := list(islice(rows, _CHUNK_ROWS)):  # as Python objects, all would need a gigabyte
@@ -222,7 +227,7 @@ def _local_path(source: str) -> str | None:
     return unquote(rest) if scheme == "file" else None
 
 
-def _list_local(root: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRow]:
+def _list_local(root: str, accepts: _Accepts, settle_s: float) -> Iterator[_ImageRow | _ProblemRow]:
     if not Path(root).exists():
         raise FileNotFoundError(
             f"no folder {root!r}; name one that exists, or a URL such as s3://bucket/folder"
@@ -250,7 +255,7 @@ def _list_local(root: str, accepts: _Accepts) -> Iterator[_ImageRow | _ProblemRo
                         continue
                     if _is_folder(entry):
                         (links if entry.is_symlink() else folders).append(path + "/")
-                    elif row := _file_row(entry, root, path, accepts):
+                    elif row := _file_row(entry, root, path, accepts, settle_s):
                         yield row
         except OSError as err:
             yield _printable(folder.rstrip("/")) or ".", "unreadable_folder", _printable(str(err))
@@ -264,7 +269,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _file_row(
-    entry: os.DirEntry[str], root: str, path: str, accepts: _Accepts
+    entry: os.DirEntry[str], root: str, path: str, accepts: _Accepts, settle_s: float
 ) -> _ImageRow | _ProblemRow | None:
     try:
         status = entry.stat()
@@ -281,6 +286,9 @@ def _file_row(
         return _printable(path), "not_a_file", "a pipe, socket or device: reading could block"
     if _printable(path) != path:
         return _printable(path), "unreadable_name", "the name is not UTF-8; rename the file"
+    # A time that is yet to come is that of another clock, not of a copy that goes on
+    if settle_s and 0 <= time.time() - status.st_mtime < settle_s:
+        return None
     return path, root + path, status.st_size, str(status.st_mtime_ns)
 
 

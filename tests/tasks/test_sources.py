@@ -1,6 +1,7 @@
 """Listing and reading: what is found, in which order, and what is said of the rest."""
 
 import os
+import time
 from pathlib import Path
 
 import fsspec
@@ -264,3 +265,12 @@ def test_the_collection_of_the_working_directory_is_its_name(tmp_path, monkeypat
     (tmp_path / "night").mkdir()
     monkeypatch.chdir(tmp_path / "night")
     assert collection_name(".") == "night"
+
+
+def test_files_that_were_changed_just_now_wait_and_those_of_a_wrong_clock_do_not(tmp_path):
+    now = time.time()
+    for name, age_s in (("old", 100), ("new", 1), ("future", -1e6)):
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+        os.utime(tmp_path / f"{name}.jpg", (now - age_s,) * 2)
+    found = list_images(str(tmp_path), IngestConfig(settle_s=30)).images
+    assert found["path"].to_pylist() == ["future.jpg", "old.jpg"]

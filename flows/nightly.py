@@ -1,0 +1,143 @@
+"""The flow `nightly`: score what is new, judge the night, report, and tell whoever asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from pydantic import BaseModel, ConfigDict, Field
+
+from pixelmill.configs.load import load_config
+from pixelmill.configs.schema import NotifyConfig, Outcome, RunConfig
+from pixelmill.flows.job import ScoreParams
+from pixelmill.flows.neighbours import NIGHTLY, Neighbours
+from pixelmill.flows.score import RunReport, score
+from pixelmill.tasks.notify import Notice, NoticeFailure, send_notice
+from pixelmill.tasks.stage import stage
+from pixelmill.tasks.store import Store
+
+__all__ = [
+    "NightReport",
+    "NightlyParams",
+    "night_notice",
+    "nightly",
+    "nightly_flow",
+    "scheduled_flow",
+]
+
+notify_task = stage("notify")(send_notice)
+
+
+class NightlyParams(BaseModel):
+    """Parameters of the flow `nightly`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: ScoreParams = Field(description="what is scored, by which models, and where to")
+    health: bool = Field(
+        default=True, description="compare the night with the ones before it; see the config"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NightReport:
+    """What a night leaves behind.
+
+    Attributes:
+        run: None if another night was at work on the store.
+        untold: notices that did not arrive.
+    """
+
+    run: RunReport | None
+    untold: tuple[NoticeFailure, ...] = ()
+
+
+def nightly(params: NightlyParams) -> State[NightReport]:
+    """Score what is new, publish, evaluate, judge, report and tell.
+
+    One night at a time works on a store; another one that starts meanwhile is skipped, as the first
+    does its work. What gives way, such as a backfill, starts nothing new until the night is over.
+
+    Returns:
+        As of `score`; Unhealthy if the night is unlike those before it, or Skipped.
+    """
+    config = params.score.config
+    config = config if isinstance(config, RunConfig) else load_config(config)
+    store = Store(params.score.store, create=True)
+    with Neighbours(store) as neighbours, neighbours.only_one(NIGHTLY) as is_our_turn:
+        if not is_our_turn:
+            message = f"another nightly run is at work on {store.root}, and does what is new"
+            return Completed(name="Skipped", message=message, data=NightReport(None))
+        try:
+            state: State[Any] = score(params.score)
+        except Exception as err:
+            _tell(config, _crash_notice(params, err))
+            raise
+    run: RunReport = state.data
+    notice = night_notice(state, run)
+    create_markdown_artifact(f"# {notice.title}\n\n{notice.text}", key="nightly")
+    state.data = NightReport(run, _tell(config, notice))
+    return state
+
+
+nightly_flow = flow(
+    name="nightly", flow_run_name="nightly-{params.score.source}", persist_result=False
+)(nightly)
+
+# As a deployment: a night that failed is tried again, and goes on where it was
+scheduled_flow = nightly_flow.with_options(retries=2, retry_delay_seconds=300)
+
+
+def night_notice(state: State[Any], run: RunReport) -> Notice:
+    """What is told of a night that came to its end."""
+    outcome = _outcome(state)
+    scored = max(run.scoring.num_scored.values(), default=0)
+    title = (
+        f"{run.collection}: {outcome.replace('_', ' ')}, {scored:,} of {run.num_listed:,} images"
+    )
+    lines = [state.message or ""]
+    if run.end is not None:
+        for key, counts in run.end.ledger.items():
+            failed = sum(counts.failed.values())
+            told = f"{counts.scored + counts.scored_empty:,} scored, {failed:,} failed"
+            lines.append(f"{key}: {told}, {sum(counts.skipped.values()):,} skipped")
+    for model in run.evaluation.models if run.evaluation else ():
+        lines += [f"{model.model_key}: {each.name} {each.value:.3f}" for each in model.headline[:1]]
+    if run.report is not None:
+        lines.append(f"report: {run.report}")
+    facts = {
+        "store": run.store,
+        "collection": run.collection,
+        "run_id": run.run_id,
+        "num_listed": run.num_listed,
+        "num_scored": scored,
+        "num_failed": run.scoring.num_failed,
+        "seconds": round(run.scoring.seconds, 1),
+    }
+    return Notice(outcome, title, "\n".join(line for line in lines if line), facts)
+
+
+def _crash_notice(params: NightlyParams, error: Exception) -> Notice:
+    what = params.score.collection or params.score.source or "the night"
+    facts = {"store": params.score.store, "error": type(error).__name__}
+    return Notice("failed", f"{what}: failed", f"{type(error).__name__}: {error}", facts)
+
+
+def _outcome(state: State[Any]) -> Outcome:
+    if not state.is_completed():
+        return "failed"
+    outcomes: dict[str, Outcome] = {
+        "CompletedWithQuarantine": "quarantine",
+        "OutOfTime": "out_of_time",
+        "Unhealthy": "unhealthy",
+    }
+    return outcomes.get(state.name or "", "complete")
+
+
+def _tell(config: RunConfig, notice: Notice) -> tuple[NoticeFailure, ...]:
+    targets: tuple[NotifyConfig, ...] = config.nightly.notify
+    send: Callable[..., tuple[NoticeFailure, ...]] = notify_task
+    return send(targets, notice) if targets else ()
