@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -19,7 +20,9 @@ def folder(tmp_path):
     photos = tmp_path / "photos"
     (photos / EVIL).write_bytes(b"")
     (photos / "text.jpg").write_text("no picture")
-    (photos / "torn.jpg").write_bytes((photos / "night" / "00.jpg").read_bytes()[:-120])
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "torn.jpg")
+    (photos / "torn.jpg").write_bytes((photos / "torn.jpg").read_bytes()[:30_000])
     (photos / "broken.jpg").symlink_to("nothing")
     return photos
 
