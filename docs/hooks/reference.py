@@ -84,9 +84,16 @@ def _fields(model: type[BaseModel]) -> list[str]:
     lines = [f"## {model.__name__}", "", (model.__doc__ or "").strip(), ""]
     lines += ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        cells = (f"`{name}`", _type(field.annotation), _default(field), field.description or "")
+        meaning = field.description or _summary(field.annotation)
+        cells = (f"`{name}`", _type(field.annotation), _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
+
+
+def _summary(annotation: Any) -> str:
+    """Of a block of fields, what its class says of itself."""
+    is_block = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return (annotation.__doc__ or "").partition("\n")[0] if is_block else ""
 
 
 def _type(annotation: Any) -> str:
