@@ -1,12 +1,15 @@
-"""An S3 stand-in, and a proxy before it that answers as badly as real object stores may."""
+"""An S3 stand-in, a proxy before it that answers as badly as real object stores may, and stores."""
 
 import http.client
 import os
+import runpy
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -119,6 +122,12 @@ class FaultyS3:
                 pass
 
         return Handler
+
+
+@pytest.fixture(scope="session")
+def predicted() -> SimpleNamespace:
+    """predicted.py: tests are not a package."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("predicted.py"))))
 
 
 @pytest.fixture(scope="session")

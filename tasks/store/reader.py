@@ -434,7 +434,7 @@ class Store:
             KeyError: unknown or ambiguous.
         """
         row, _ = self._only_row(image, model, "semantic_array", "semantic mask")
-        array = self._mask_array(row["mask_store"], row["semantic_array"])
+        array = self.mask_array(row["mask_store"], row["semantic_array"])
         return read_planes(array, row["semantic_row"], row["height"], row["width"])
 
     def instances(self, image: str, model: str | None = None) -> Instances:
@@ -454,7 +454,7 @@ class Store:
 
         row, table = _retried(look)
         boxes = table.to_pandas().assign(model=row["model"], date=row["date"])
-        array = self._mask_array(row["mask_store"], row["instances_array"])
+        array = self.mask_array(row["mask_store"], row["instances_array"])
         planes = read_planes(array, row["instances_row"], row["height"], row["width"])
         layers = boxes["mask_layer"].to_numpy(np.int64)
         values = boxes["mask_value"].to_numpy(planes.dtype)
@@ -496,7 +496,8 @@ class Store:
             )
         return str(rows[-1]["image_id"])
 
-    def _mask_array(self, mask_store: str, array: str) -> "zarr.Array[Any]":
+    def mask_array(self, mask_store: str, array: str) -> "zarr.Array[Any]":
+        """An array of masks, named as in `images`; `tasks.store.masks.read_planes` reads from it."""
         found = _open_masks(self.backend.root, mask_store)[array]
         assert isinstance(found, zarr.Array)
         return found

@@ -1,0 +1,1 @@
+"""Two models, or two runs, on the same images: what changed, told without truth and with it."""
