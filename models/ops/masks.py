@@ -4,14 +4,23 @@ Neither ever holds full-size planes of floats for all objects or classes: an ins
 resized within its box only, a label map is made in bands of rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Axis", "PlacedScores", "label_map", "linear_axis", "paste_mask", "settled"]
+__all__ = [
+    "Axis",
+    "PastedMask",
+    "PlacedScores",
+    "label_map",
+    "linear_axis",
+    "paste_masks",
+    "settled",
+]
 
 # Rows resized at once: a band of a 1920 px wide plane stays in a core's cache
 _BAND = 64
@@ -23,6 +32,8 @@ _MIN_PRUNED_SCALE = 32
 _GPU_BAND_VALUES = 2**24
 
 _PASTE_PADDING = 1
+# Pixels pasted at once, of masks smaller than that: they stay in a core's cache
+_PASTED_PIXELS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,21 @@ class Axis:
             each.to(device, non_blocking=True) for each in (self.low, self.high, self.weight)
         )
         return Axis(low, high, weight)
+
+
+class PastedMask(NamedTuple):
+    """Where an instance is.
+
+    Attributes:
+        top: first row in the image.
+        left: first column.
+        mask: (h, w) bool without empty rows and columns around it; (0, 0) where nothing is inside.
+            Masks of an image may be parts of one block of memory.
+    """
+
+    top: int
+    left: int
+    mask: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,43 +123,81 @@ def linear_axis(
     return Axis(low, (low + 1).clamp(max=length - 1), position - low)
 
 
-def paste_mask(
-    probs: Tensor, box_xyxy: Tensor, image_size: tuple[int, int], threshold: float
-) -> tuple[int, int, Tensor]:
-    """Resize a mask into its box, within the image only.
+def paste_masks(
+    probs: Tensor, boxes_xyxy: Tensor, image_size: tuple[int, int], threshold: float
+) -> list[PastedMask]:
+    """Resize the masks of an image into their boxes, within the image only.
 
     The pixels are those of torchvision's `paste_masks_in_image`, which makes a full-size plane of
-    floats of each mask instead.
+    floats of each mask instead. Boxes of about the same area are resized at once, by two products
+    of matrices each; of a large box little more than itself is in memory.
 
     Args:
-        probs: (M, M) float32 in [0, 1] over the box.
-        box_xyxy: (4,) float32, pixels of the image; may reach beyond it.
+        probs: (N, M, M) float32 in [0, 1] over the boxes.
+        boxes_xyxy: (N, 4) float32, pixels of the image; may reach beyond it.
         image_size: (height, width).
-        threshold: a pixel is inside where its probability is larger.
-
-    Returns:
-        Top row, left column and the (h, w) bool mask without empty rows and columns around it;
-        (0, 0) where nothing is inside.
+        threshold: a pixel is inside where its probability is larger; from 0 on.
 
     Source: He et al., Mask R-CNN, 2017; torchvision/models/detection/roi_heads.py.
     """
+    if not len(probs):
+        return []
     side = probs.shape[-1]
     padded = F.pad(probs, (_PASTE_PADDING,) * 4)
-    centre, half = (box_xyxy[:2] + box_xyxy[2:]) * 0.5, (box_xyxy[2:] - box_xyxy[:2]) * 0.5
+    centre = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) * 0.5
+    half = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * 0.5
     half = half * ((side + 2 * _PASTE_PADDING) / side)
-    left, top = (centre - half).to(torch.int64).tolist()
-    right, bottom = (centre + half).to(torch.int64).tolist()
-    rows = _pasted_axis(top, bottom, image_size[0], len(padded))
-    columns = _pasted_axis(left, right, image_size[1], len(padded))
-    inside = _interpolate(padded, rows, columns) > threshold
-    return _trimmed(inside, max(top, 0), max(left, 0))
+    first, last = (centre - half).to(torch.int64), (centre + half).to(torch.int64)
+    extent = (last - first + 1).clamp(min=1)
+    start = first.clamp(min=0)
+    count = torch.minimum(last + 1, torch.tensor(image_size[::-1])) - start
+    count = count.clamp(min=0)
+    found: list[PastedMask | None] = [None] * len(probs)
+    for chunk in _chunks(count):
+        columns, rows = (
+            _hats(start[chunk, axis] - first[chunk, axis], count[chunk, axis], extent[chunk, axis],
+                  padded.shape[-1])
+            for axis in (0, 1)
+        )  # fmt: skip
+        inside = rows @ (padded[chunk] @ columns.mT) > threshold
+        crops = _trimmed(inside, start[chunk])
+        for index, crop in zip(chunk.tolist(), crops, strict=True):
+            found[index] = crop
+    return cast("list[PastedMask]", found)
 
 
-def _pasted_axis(first: int, last: int, limit: int, length: int) -> Axis:
-    """Pixels of the image from `first` up to and with `last`, over which a mask is spread."""
-    extent = max(last - first + 1, 1)
-    start, stop = max(first, 0), min(last + 1, limit)
-    return linear_axis(start - first, max(stop, start) - first, length, scale=length / extent)
+def _chunks(count: Tensor) -> Iterator[Tensor]:
+    """Indices of boxes of (N, 2) pixels, the largest first, that fill a plane together or alone."""
+    order = count.prod(dim=1).sort(descending=True, stable=True).indices
+    sizes = count[order].tolist()
+    begin, width, height = 0, 0, 0
+    for index, (columns, rows) in enumerate(sizes):
+        wider, higher = max(width, columns), max(height, rows)
+        if index > begin and (index + 1 - begin) * wider * higher > _PASTED_PIXELS:
+            yield order[begin:index]
+            begin, wider, higher = index, columns, rows
+        width, height = wider, higher
+    yield order[begin:]
+
+
+def _hats(offset: Tensor, count: Tensor, extent: Tensor, length: int) -> Tensor:
+    """Bilinear interpolation along one side as a matrix for each of N boxes.
+
+    Args:
+        offset: (N,) first pixel that is wanted, counted from where the mask begins.
+        count: (N,) of pixels that are wanted.
+        extent: (N,) pixels over which the mask is spread.
+        length: its elements.
+
+    Returns:
+        (N, largest count, length) float32: say of each element in each pixel; none after `count`.
+    """
+    pixels = torch.arange(max(1, int(count.max())))
+    scale = (length / extent.double()).float()[:, None]
+    position = scale * ((offset[:, None] + pixels).float() + 0.5) - 0.5
+    position = position.clamp(min=0, max=length - 1)
+    position[pixels >= count[:, None]] = -1  # more than an element away from all
+    return (position[..., None] - torch.arange(length)).abs_().neg_().add_(1).clamp_(min=0)
 
 
 def _interpolate(plane: Tensor, rows: Axis, columns: Axis) -> Tensor:
@@ -144,14 +208,27 @@ def _interpolate(plane: Tensor, rows: Axis, columns: Axis) -> Tensor:
     return torch.lerp(wide[..., rows.low, :], wide[..., rows.high, :], weight)
 
 
-def _trimmed(mask: Tensor, top: int, left: int) -> tuple[int, int, Tensor]:
-    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
-    if not len(rows):
-        return top, left, mask[:0, :0]
-    first_row, last_row = int(rows[0]), int(rows[-1])
-    first_column, last_column = int(columns[0]), int(columns[-1])
-    crop = mask[first_row : last_row + 1, first_column : last_column + 1]
-    return top + first_row, left + first_column, crop.contiguous()
+def _trimmed(inside: Tensor, start: Tensor) -> Iterator[PastedMask]:
+    """(N, h, w) bool, and (N, 2) the column and row at which they start, without empty borders."""
+    pixels = inside.numpy()  # whose `any` takes a seventh of the time
+    in_rows, in_columns = (torch.from_numpy(pixels.any(axis=axis)) for axis in (2, 1))
+    rows, columns = in_rows.byte().argmax(dim=1), in_columns.byte().argmax(dim=1)
+    end_rows = rows + _extent_within(in_rows)
+    end_columns = columns + _extent_within(in_columns)
+    top, left = (start[:, 1] + rows).tolist(), (start[:, 0] + columns).tolist()
+    spans = zip(
+        rows.tolist(), end_rows.tolist(), columns.tolist(), end_columns.tolist(), strict=True
+    )
+    for index, (row, end_row, column, end_column) in enumerate(spans):
+        mask = inside[index, row:end_row, column:end_column]
+        yield PastedMask(top[index], left[index], mask)
+
+
+def _extent_within(marked: Tensor) -> Tensor:
+    """(N,) from the first to the last True of each row of (N, n) bool; 0 without any."""
+    marks = marked.byte()
+    last = marked.shape[1] - marks.flip(1).argmax(dim=1)
+    return (last - marks.argmax(dim=1)) * marked.any(dim=1)
 
 
 def settled(scores: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pixelmill.models.interface import (
     ViewOutput,
 )
 from pixelmill.models.ops.boxes import clip_boxes, large_enough
-from pixelmill.models.ops.masks import Axis, PlacedScores, label_map, linear_axis, paste_mask
+from pixelmill.models.ops.masks import Axis, PlacedScores, label_map, linear_axis, paste_masks
 from pixelmill.models.ops.suppression import class_thresholds, preselect, suppress
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.views import Placement, to_original
@@ -106,18 +106,13 @@ def _merge_boxes(
     )
     masks = None
     if candidates.mask_probs is not None:
-        masks = tuple(
-            MaskCrop(top, left, mask.numpy())
-            for top, left, mask in (
-                paste_mask(
-                    candidates.mask_probs[source],
-                    candidates.boxes_xyxy[source],
-                    image_size,
-                    config.mask_threshold,
-                )
-                for source in kept.source.tolist()
-            )
+        pasted = paste_masks(
+            candidates.mask_probs[kept.source],
+            candidates.boxes_xyxy[kept.source],
+            image_size,
+            config.mask_threshold,
         )
+        masks = tuple(MaskCrop(top, left, mask.numpy()) for top, left, mask in pasted)
     return ImagePrediction(
         detections=_detections(kept.boxes_xyxy, kept.scores, kept.labels, masks),
         candidates=_detections(clipped, candidates.scores, candidates.labels)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from pixelmill.models.ops import masks
-from pixelmill.models.ops.masks import Axis, PlacedScores, label_map, linear_axis, paste_mask
+from pixelmill.models.ops.masks import Axis, PlacedScores, label_map, linear_axis, paste_masks
 
 
 def placed(
@@ -32,8 +32,8 @@ def test_pasting_equals_torchvision(seed: int) -> None:
     half = torch.rand(12, 2, generator=generator) * 60
     boxes = torch.cat((centre - half, centre + half), dim=1)
     expected = paste_masks_in_image(probs[:, None], boxes, size)[:, 0] > 0.5
-    for mask, box, reference in zip(probs, boxes, expected, strict=True):
-        top, left, crop = paste_mask(mask, box, size, 0.5)
+    pasted = paste_masks(probs, boxes, size, 0.5)
+    for (top, left, crop), reference in zip(pasted, expected, strict=True):
         plane = torch.zeros(size, dtype=torch.bool)
         plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         assert torch.equal(plane, reference)
@@ -42,7 +42,7 @@ def test_pasting_equals_torchvision(seed: int) -> None:
 def test_a_pasted_mask_has_no_empty_border() -> None:
     probs = torch.zeros(28, 28)
     probs[10:14, 12:20] = 1
-    _, _, crop = paste_mask(probs, torch.tensor([5.0, 6, 61, 62]), (100, 100), 0.5)
+    ((_, _, crop),) = paste_masks(probs[None], torch.tensor([[5.0, 6, 61, 62]]), (100, 100), 0.5)
     assert crop[0].any()
     assert crop[-1].any()
     assert crop[:, 0].any()
@@ -53,9 +53,28 @@ def test_a_pasted_mask_has_no_empty_border() -> None:
     "box", [[500.0, 500, 520, 530], [-40, -40, -20, -20], [3, 3, 3, 3], [-1e6, -1e6, 1e6, 1e6]]
 )
 def test_boxes_outside_empty_and_huge_are_pasted_without_large_planes(box: list[float]) -> None:
-    _, _, crop = paste_mask(torch.zeros(28, 28), torch.tensor(box), (40, 50), 0.5)
+    boxes = torch.tensor([box])
+    ((_, _, crop),) = paste_masks(torch.zeros(1, 28, 28), boxes, (40, 50), 0.5)
     assert crop.shape == (0, 0)
-    paste_mask(torch.ones(28, 28), torch.tensor(box), (40, 50), 0.5)
+    paste_masks(torch.ones(1, 28, 28), boxes, (40, 50), 0.5)
+
+
+def test_masks_pasted_together_are_those_pasted_alone(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    probs = torch.rand(9, 14, 14, generator=generator)
+    corner = 90 * torch.rand(9, 2, generator=generator)
+    boxes = torch.cat((corner, corner + 1 + 60 * torch.rand(9, 2, generator=generator)), dim=1)
+    together = paste_masks(probs, boxes, (100, 110), 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(masks, "_PASTED_PIXELS", 1)  # each in a block of its own
+        alone = paste_masks(probs, boxes, (100, 110), 0.5)
+    for one, other in zip(together, alone, strict=True):
+        assert one[:2] == other[:2]
+        assert torch.equal(one.mask, other.mask)
+
+
+def test_no_masks_are_pasted_from_no_boxes() -> None:
+    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (40, 50), 0.5) == []
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 21])
