@@ -90,6 +90,10 @@ class Captioner(Protocol):
         """What of the (N, L, C) features every step needs, computed once: (N, L, any)."""
         ...
 
+    def grid(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the L places on a canvas (height, width)."""
+        ...
+
     def start(self, features: Tensor) -> DecoderState:
         """The state before the first word."""
         ...

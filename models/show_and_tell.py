@@ -54,6 +54,10 @@ class ShowAndTell(nn.Module):
         """The features: no step needs any of them."""
         return features
 
+    def grid(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        """One place, which is the whole canvas."""
+        return 1, 1
+
     def start(self, features: Tensor) -> DecoderState:
         """The state after reading the image (equation 10)."""
         image = self.dropout(features[:, 0])

@@ -76,6 +76,11 @@ class ShowAttendTell(nn.Module):
         """(N, L, C) -> (N, L, attention_dim): what the state is compared with."""
         return cast("Tensor", self.attend_features(features))
 
+    def grid(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of annotation vectors on a canvas (height, width)."""
+        stride = self.backbone.strides[-1]
+        return -(-canvas[0] // stride), -(-canvas[1] // stride)
+
     def start(self, features: Tensor) -> DecoderState:
         """The state before the first word, from the mean annotation vector (section 3.1.2)."""
         mean = features.mean(dim=1)

@@ -29,12 +29,15 @@ class TorchTrunk:
 
     Args:
         trunk: on its device, in its precision.
+
+    Attributes:
+        pixels: that trunk.
     """
 
     def __init__(self, trunk: PixelTrunk) -> None:
         self.device = trunk.mean.device
-        self._trunk = trunk
+        self.pixels = trunk
 
     def __call__(self, images: Tensor) -> Any:
         """See `Trunk`."""
-        return self._trunk(images)
+        return self.pixels(images)
