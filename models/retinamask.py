@@ -32,6 +32,7 @@ from pixelmill.models.ops.anchors import cached_anchors
 from pixelmill.models.ops.boxes import box_iou, clip_boxes, decode_boxes
 from pixelmill.models.ops.candidates import best_candidates, fetch, in_blocks, pieces, survivors
 from pixelmill.models.ops.matching import BACKGROUND, IGNORED, match_anchors
+from pixelmill.models.ops.regions import align_regions
 from pixelmill.models.ops.suppression import class_thresholds
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
@@ -229,18 +230,16 @@ def _pool_regions(
     level_of_box = torch.log2(sides / (ROI_SIZE * strides[0])).floor().long()
     level_of_box = level_of_box.clamp(0, len(features) - 1)
     device = features[0].device
-    shape = len(boxes), features[0].shape[1], ROI_SIZE, ROI_SIZE
-    regions = torch.zeros(shape, dtype=torch.float32, device=device)
+    shape = len(boxes), ROI_SIZE, ROI_SIZE, features[0].shape[1]
+    regions = torch.zeros(shape, dtype=torch.float32, device=device).permute(0, 3, 1, 2)
     for level, feature in enumerate(features):
         # Asked of boxes on the CPU, this does not wait for a GPU
         (here,) = torch.nonzero(level_of_box == level, as_tuple=True)
-        regions[here.to(device, non_blocking=True)] = roi_align(
+        regions[here.to(device, non_blocking=True)] = align_regions(
             feature.float(),
             rois[here].to(device, non_blocking=True),
             ROI_SIZE,
             1 / strides[level],
-            2,
-            aligned=True,
         )
     return regions
 
