@@ -69,7 +69,6 @@ class PastedMask(NamedTuple):
         top: first row in the image.
         left: first column.
         mask: (h, w) bool without empty rows and columns around it; (0, 0) where nothing is inside.
-            Masks of an image may be parts of one block of memory.
     """
 
     top: int
@@ -221,7 +220,7 @@ def _trimmed(inside: Tensor, start: Tensor) -> Iterator[PastedMask]:
     )
     for index, (row, end_row, column, end_column) in enumerate(spans):
         mask = inside[index, row:end_row, column:end_column]
-        yield PastedMask(top[index], left[index], mask)
+        yield PastedMask(top[index], left[index], mask.contiguous())
 
 
 def _extent_within(marked: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ _GRID = (
     "original image pixels after EXIF rotation, top-left aligned; valid area is [:height,:width]"
 )
 _WRITERS = 8
+_FULL_WORD = 2**32 - 1
 
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -100,22 +101,30 @@ def pack_layers(
         planes: (L, H, W) uint16, rank + 1 on the instance, 0 elsewhere; L >= 1.
         layers: (N,) int32, the plane of each instance.
     """
-    planes: list[NDArray[np.uint16]] = [np.zeros((height, width), np.uint16)]
-    taken: list[NDArray[np.bool_]] = [np.zeros((height, width), bool)]
+    # By 32 planes: of each pixel, a bit for each plane on which it is taken
+    words: list[NDArray[np.uint32]] = []
     layers = np.zeros(len(masks), np.int32)
     areas = [-int(np.count_nonzero(crop.mask)) for crop in masks]
     for rank in np.argsort(areas, kind="stable"):
-        crop = masks[rank]
-        rows, columns = crop.mask.shape
-        window = np.s_[crop.top : crop.top + rows, crop.left : crop.left + columns]
-        free = (k for k, pixels in enumerate(taken) if not (pixels[window] & crop.mask).any())
-        layers[rank] = layer = next(free, len(planes))
-        if layer == len(planes):
-            planes.append(np.zeros((height, width), np.uint16))
-            taken.append(np.zeros((height, width), bool))
-        planes[layer][window][crop.mask] = rank + 1
-        taken[layer][window] |= crop.mask
-    return np.stack(planes), layers
+        crop, window = masks[rank], _window(masks[rank])
+        taken = [int(np.bitwise_or.reduce(word[window][crop.mask], initial=0)) for word in words]
+        index = next((k for k, bits in enumerate(taken) if bits != _FULL_WORD), len(words))
+        if index == len(words):
+            words.append(np.zeros((height, width), np.uint32))
+            taken.append(0)
+        bit = (taken[index] ^ (taken[index] + 1)).bit_length() - 1  # the lowest that is free
+        layers[rank] = 32 * index + bit
+        here = words[index][window]
+        np.bitwise_or(here, np.uint32(1 << bit), out=here, where=crop.mask)
+    planes = np.zeros((1 + layers.max(initial=0), height, width), np.uint16)
+    for rank, (crop, layer) in enumerate(zip(masks, layers, strict=True)):
+        np.copyto(planes[layer][_window(crop)], rank + 1, where=crop.mask)
+    return planes, layers
+
+
+def _window(crop: MaskCrop) -> tuple[slice, slice]:
+    rows, columns = crop.mask.shape
+    return np.s_[crop.top : crop.top + rows, crop.left : crop.left + columns]
 
 
 class MaskSet:
@@ -181,8 +190,8 @@ class MaskSet:
                     f"image {image_id}: mask of rank {rank} covers rows {crop.top}:{bottom}, "
                     f"columns {crop.left}:{right}, outside of {height}x{width} pixels"
                 )
-        planes, layers = pack_layers(masks, height, width)
-        chunks = tuple(_chunk(plane, fill_value=0) for plane in planes)
+        planes, layers = pack_layers(masks, *canvas_of(height, width))
+        chunks = tuple(_compressed(plane) if plane.any() else None for plane in planes)
         self._instances.append(_Packed(image_id, height, width, chunks))
         return layers
 
@@ -367,13 +376,17 @@ def _consolidate(metadata: Mapping[str, bytes], objects: Mapping[str, bytes]) ->
     return json.dumps(root, indent=2).encode()
 
 
-def _chunk(plane: Labels, fill_value: int) -> bytes | None:
-    """A plane as a chunk of its array: padded to the canvas, little endian, zstd."""
+def _chunk(plane: Labels, fill_value: int) -> bytes:
+    """A plane as a chunk of its array: padded to the canvas."""
     height, width = plane.shape
-    padded = np.full(canvas_of(height, width), fill_value, plane.dtype.newbyteorder("<"))
+    padded = np.full(canvas_of(height, width), fill_value, plane.dtype)
     padded[:height, :width] = plane
-    if fill_value == 0 and not padded.any():
-        return None
+    return _compressed(padded)
+
+
+def _compressed(padded: Labels) -> bytes:
+    """Little endian, zstd."""
     codec = pa.Codec("zstd", compression_level=_ZSTD_LEVEL)
-    compressed: bytes = codec.compress(padded, asbytes=True)
+    plane = np.ascontiguousarray(padded, padded.dtype.newbyteorder("<"))
+    compressed: bytes = codec.compress(plane, asbytes=True)
     return compressed

@@ -50,6 +50,7 @@ class _Scored:
     image: ImageRow
     detections: Detections | None
     mask_layers: NDArray[np.int32] | None
+    mask_areas: NDArray[np.int32] | None
     captions: tuple[Caption, ...]
     labels: tuple[Label, ...]
     candidates: Detections | None
@@ -93,7 +94,7 @@ class ShardWriter:
         _check(image, prediction, len(classes))
         if image.image_id in self._scored[model_key]:
             return
-        masks, layers = self._masks[model_key], None
+        masks, layers, areas = self._masks[model_key], None, None
         if prediction.semantic is not None:
             masks.add_semantic(image.image_id, prediction.semantic)
         detections = prediction.detections
@@ -101,8 +102,16 @@ class ShardWriter:
             layers = masks.add_instances(
                 image.image_id, detections.masks, image.height, image.width
             )
+            areas = np.array([np.count_nonzero(crop.mask) for crop in detections.masks], np.int32)
+            detections = replace(detections, masks=None)
         self._scored[model_key][image.image_id] = _Scored(
-            image, detections, layers, prediction.captions, prediction.labels, prediction.candidates
+            image,
+            detections,
+            layers,
+            areas,
+            prediction.captions,
+            prediction.labels,
+            prediction.candidates,
         )
 
     def add_catalog(self, row: CatalogRow) -> None:
@@ -347,14 +356,13 @@ def _detections_table(rows: Sequence[_Scored], classes: Sequence[str]) -> pa.Tab
     columns = _box_columns([(row.image.image_id, row.detections) for row in rows], classes)
     layers, areas = [], []
     for row in rows:
-        number = 0 if row.detections is None else len(row.detections.scores)
-        if row.detections is None or row.mask_layers is None:
+        if row.mask_layers is None or row.mask_areas is None:
+            number = 0 if row.detections is None else len(row.detections.scores)
             layers.append(np.full(number, -1, np.int32))
             areas.append(np.full(number, -1, np.int32))
         else:
             layers.append(row.mask_layers)
-            crops = row.detections.masks or ()
-            areas.append(np.array([np.count_nonzero(crop.mask) for crop in crops], np.int32))
+            areas.append(row.mask_areas)
     layer = np.concatenate([np.empty(0, np.int32), *layers])
     absent = layer < 0
     columns["mask_layer"] = pa.array(layer, mask=absent)

@@ -77,6 +77,13 @@ def test_disjoint_masks_share_one_plane():
     assert layers.tolist() == [0] * 5
 
 
+def test_more_planes_than_bits_of_a_word():
+    crops = [MaskCrop(0, 0, np.ones((2, 3), bool)) for _ in range(70)]
+    planes, layers = pack_layers(crops, 2, 3)
+    assert sorted(layers) == list(range(70))
+    assert (planes[layers] == np.arange(1, 71)[:, None, None]).all()
+
+
 def test_the_largest_lies_on_the_first_plane():
     small = MaskCrop(1, 1, np.ones((2, 2), bool))
     large = MaskCrop(0, 0, np.ones((4, 4), bool))
