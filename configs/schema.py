@@ -425,6 +425,11 @@ class EvaluationConfig(Frozen):
         default_factory=dict, description="model class name -> truth class name where they differ"
     )
     void: int = Field(default=255, ge=0, le=65_535, description="label value that is not scored")
+    membranes: str | None = Field(
+        default=None,
+        description="class of label maps that parts cells: also ISBI 2012's pixel, Rand and "
+        "warping errors of what lies between",
+    )
     iou_type: Literal["auto", "bbox", "segm"] = Field(
         default="auto", description="auto: boxes, and masks where model and truth have them"
     )

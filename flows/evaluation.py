@@ -11,7 +11,8 @@ from pixelmill.configs.schema import EvaluationConfig, RunConfig
 from pixelmill.flows.job import find_truth, last_run, truth_base
 from pixelmill.flows.results import keep_results, results_folder
 from pixelmill.flows.score import report_task
-from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
+from pixelmill.tasks.evaluate import evaluate_task
+from pixelmill.tasks.evaluation.save import save_evaluation
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.report import summary_markdown
 from pixelmill.tasks.store import RunRecord, Store

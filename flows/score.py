@@ -30,7 +30,8 @@ from pixelmill.flows.stopping import StopFlag
 from pixelmill.flows.submit import FailedShard, RetryPolicy, Submission, run_shards
 from pixelmill.flows.worker import score_reference
 from pixelmill.tasks.engine.score import ShardOutcome
-from pixelmill.tasks.evaluate import evaluate_task, save_evaluation
+from pixelmill.tasks.evaluate import evaluate_task
+from pixelmill.tasks.evaluation.save import save_evaluation
 from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan

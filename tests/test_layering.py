@@ -37,7 +37,7 @@ def test_imports_point_down(folder: str):
             assert name.split(".")[0] not in FORBIDDEN[folder], (path, name)
 
 
-@pytest.mark.parametrize("folder", ["store", "metrics", "report", "engine", "scenes"])
+@pytest.mark.parametrize("folder", ["store", "metrics", "report", "engine", "evaluation", "scenes"])
 def test_shared_subpackages_know_no_prefect(folder: str):
     for path in (ROOT / "tasks" / folder).rglob("*.py"):
         assert not any(name.split(".")[0] == "prefect" for name in imported(path)), path

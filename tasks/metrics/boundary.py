@@ -54,11 +54,13 @@ def boundary_counts(
     counts = np.zeros((num_classes, 4), dtype=np.int64)
     for k in range(num_classes):
         true_line, guessed_line = edges[0] & (truth == k), edges[1] & (predicted == k)
-        totals = int(guessed_line.sum()), int(true_line.sum())
-        counts[k, 1], counts[k, 3] = totals
-        if all(totals):
-            counts[k, 0] = int((guessed_line & _dilate(true_line, radius)).sum())
-            counts[k, 2] = int((true_line & _dilate(guessed_line, radius)).sum())
+        true_points, guessed_points = np.nonzero(true_line), np.nonzero(guessed_line)
+        counts[k] = (
+            _count_near(guessed_points, true_line, radius) if len(true_points[0]) else 0,
+            len(guessed_points[0]),
+            _count_near(true_points, guessed_line, radius) if len(guessed_points[0]) else 0,
+            len(true_points[0]),
+        )
     return counts
 
 
@@ -122,14 +124,17 @@ def _has_other_neighbour(
     return found
 
 
-def _dilate(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Pixels within `radius` of the mask: a disc as rows of their own half width."""
-    height, width = mask.shape
-    sums = np.cumsum(np.pad(mask, ((0, 0), (radius + 1, radius))), axis=1, dtype=np.int32)
-    grown = np.zeros_like(mask)
-    for dy in range(-min(radius, height - 1), min(radius, height - 1) + 1):
+def _count_near(points: tuple[NDArray[np.int64], ...], line: NDArray[np.bool_], radius: int) -> int:
+    """Points with a pixel of the line within `radius`: a disc as rows of their own half width."""
+    if not len(points[0]):
+        return 0
+    rows, columns = points
+    # (H + 2r, W + 2r + 1) pixels of the line to the left, so that no disc leaves the table
+    padded = np.pad(line, ((radius, radius), (radius + 1, radius)))
+    sums = np.cumsum(padded, axis=1, dtype=np.int32)
+    near = np.zeros(len(rows), dtype=np.bool_)
+    for dy in range(-radius, radius + 1):
         half = math.isqrt(radius**2 - dy**2)
-        first, last = radius - half, radius + 1 + half
-        near = sums[:, last : last + width] > sums[:, first : first + width]
-        grown[max(0, dy) : height + min(0, dy)] |= near[max(0, -dy) : height - max(0, dy)]
-    return grown
+        row, middle = rows + dy + radius, columns + radius + 1
+        near |= sums[row, middle + half] > sums[row, middle - half - 1]
+    return int(np.count_nonzero(near))

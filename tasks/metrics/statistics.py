@@ -6,14 +6,21 @@ images, an image that is drawn twice counting as two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelmill.tasks.metrics.bootstrap import Number, Resampled
 
-__all__ = ["CaptionStatistics", "LabelStatistics", "MatchStatistics", "PixelStatistics"]
+__all__ = [
+    "CaptionStatistics",
+    "LabelStatistics",
+    "MatchStatistics",
+    "PanopticStatistics",
+    "PixelStatistics",
+]
 
 Weights = NDArray[np.int32]
 # Elements of the (draws, detections) arrays that are worked on at once: they stay in the cache.
@@ -27,11 +34,15 @@ class PixelStatistics:
     Attributes:
         counts: (I, K, 3) right, in the truth, predicted on scored pixels.
         images_iou: (I,) mIoU of each image, NaN where all its truth is void.
+        outlines: (I, K) boundary F of each class in each image, NaN where it has no outline.
+        means: name -> (I,) numbers whose mean is the run's, NaN where an image has none.
     """
 
     class_names: tuple[str, ...]
     counts: NDArray[np.int64]
     images_iou: NDArray[np.float64]
+    outlines: NDArray[np.float64] | None = None
+    means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -47,7 +58,7 @@ class PixelStatistics:
         hits, in_truth, predicted = sums[..., 0], sums[..., 1], sums[..., 2]
         iou = _divide(hits, in_truth + predicted - hits)
         dice = _divide(2 * hits, in_truth + predicted)
-        return {
+        found = {
             Number("mIoU"): _mean_defined(iou),
             Number("Dice"): _mean_defined(dice),
             Number("pixel accuracy"): _divide(hits.sum(axis=1), in_truth.sum(axis=1)),
@@ -55,6 +66,67 @@ class PixelStatistics:
             **_by_class("IoU", self.class_names, iou),
             **_by_class("Dice", self.class_names, dice),
         }
+        if self.outlines is not None:
+            defined = ~np.isnan(self.outlines)
+            shares = weights.astype(np.float64)
+            table = _divide(
+                shares @ np.where(defined, self.outlines, 0.0), shares @ defined.astype(np.float64)
+            )
+            found[Number("boundary F")] = _mean_defined(table)
+            found |= _by_class("boundary F", self.class_names, table)
+        means = {Number(name): _weighted_mean(weights, each) for name, each in self.means.items()}
+        return found | means
+
+    def take(self, images: NDArray[np.int64]) -> Self:
+        """The statistics of some of the images."""
+        return replace(
+            self,
+            counts=self.counts[images],
+            images_iou=self.images_iou[images],
+            outlines=None if self.outlines is None else self.outlines[images],
+            means={name: values[images] for name, values in self.means.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticStatistics:
+    """Segments of each class in each image: PQ, SQ and RQ.
+
+    Attributes:
+        counts: (I, K, 4) sum of IoU, TP, FP and FN.
+        is_thing: (K,).
+    """
+
+    class_names: tuple[str, ...]
+    counts: NDArray[np.float64]
+    is_thing: NDArray[np.bool_]
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.counts)
+
+    def resample(self, weights: Weights) -> Resampled:
+        """PQ, SQ and RQ over all, of things and of stuff; PQ of each class."""
+        flat = self.counts.reshape(len(self.counts), -1)
+        sums = (weights.astype(np.float64) @ flat).reshape(len(weights), -1, 4)
+        iou, hits, extra, lost = np.moveaxis(sums, -1, 0)
+        size = hits + (extra + lost) / 2
+        quality = _divide(iou, size)
+        matched = np.where(size > 0, np.nan_to_num(_divide(iou, hits)), np.nan)
+        tables = {"PQ": quality, "SQ": matched, "RQ": _divide(hits, size)}
+        groups = {"": np.ones_like(self.is_thing), " things": self.is_thing}
+        groups[" stuff"] = ~self.is_thing
+        found = {
+            Number(f"{name}{suffix}"): _mean_defined(table[:, chosen])
+            for name, table in tables.items()
+            for suffix, chosen in groups.items()
+        }
+        return found | _by_class("PQ", self.class_names, quality)
+
+    def take(self, images: NDArray[np.int64]) -> Self:
+        """The statistics of some of the images."""
+        return replace(self, counts=self.counts[images])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +172,15 @@ class LabelStatistics:
             found |= _by_class(name, self.class_names, table)
         return found
 
+    def take(self, images: NDArray[np.int64]) -> Self:
+        """The statistics of some of the images."""
+        return replace(
+            self,
+            truth=self.truth[images],
+            guess=self.guess[images],
+            in_top_5=self.in_top_5[images],
+        )
+
     def _count(self, index: NDArray[np.int64], weights: Weights) -> NDArray[np.float64]:
         """(B, K) weight of each class."""
         size = len(self.class_names)
@@ -137,6 +218,14 @@ class CaptionStatistics:
             **{Number(f"BLEU-{k}"): orders[:, k - 1] for k in range(1, orders.shape[1] + 1)},
             **{Number(name): _weighted_mean(weights, each) for name, each in self.means.items()},
         }
+
+    def take(self, images: NDArray[np.int64]) -> Self:
+        """The statistics of some of the images."""
+        return replace(
+            self,
+            bleu_counts=self.bleu_counts[images],
+            means={name: values[images] for name, values in self.means.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +300,21 @@ class MatchStatistics:
             found[Number(name)] = _mean_defined(table)
             found |= _by_class(name, self.class_names, table)
         return found
+
+    def take(self, images: NDArray[np.int64]) -> "MatchStatistics":
+        """The statistics of some of the images, each named once."""
+        place = np.full(self.num_images, -1)
+        place[images] = np.arange(len(images))
+        rows = np.flatnonzero(place[self.image] >= 0)
+        return MatchStatistics(
+            class_names=self.class_names,
+            image=place[self.image[rows]],
+            class_index=self.class_index[rows],
+            score=self.score[rows],
+            right=self.right[rows],
+            ignored=self.ignored[rows],
+            num_truth=self.num_truth[images],
+        )
 
 
 @dataclass(frozen=True, slots=True)

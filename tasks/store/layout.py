@@ -20,6 +20,7 @@ __all__ = [
     "current_key",
     "done_key",
     "end_key",
+    "evaluation_of",
     "is_changing",
     "log_key",
     "mask_store_key",
@@ -48,6 +49,7 @@ CRUMBS = "_commit/crumbs"
 CHANGES = "_commit/changes"
 CURRENT = "_commit/current"
 CLAIMS = "_commit/claims"
+EVALUATIONS = "evaluations"
 
 
 def run_key(run_id: str) -> str:
@@ -94,6 +96,11 @@ def staged_key(shard: str, attempt: str, table: str, model_key: str | None) -> s
 def mask_store_key(model_key: str, date: str, shard: str, attempt: str) -> str:
     """The Zarr store of a shard's masks."""
     return f"masks/model={model_key}/date={date}/{shard}-{attempt}.zarr"
+
+
+def evaluation_of(model_key: str, kind: str, parameters: str) -> str:
+    """The folder of what evaluations keep of single images; nothing else rests on it."""
+    return f"{EVALUATIONS}/model={model_key}/{kind}-{parameters}"
 
 
 def claim_key(name: str, generation: int) -> str:

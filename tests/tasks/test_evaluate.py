@@ -10,7 +10,8 @@ from pycocotools import mask as mask_codec
 
 from pixelmill.configs.schema import EvaluationConfig, PreprocessConfig
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.evaluate import evaluate, save_evaluation
+from pixelmill.tasks.evaluate import evaluate
+from pixelmill.tasks.evaluation.save import save_evaluation
 from pixelmill.tasks.metrics.detection import encode_mask, score_detections
 from pixelmill.tasks.predictions import Caption, Detections, ImagePrediction, Label, MaskCrop
 from pixelmill.tasks.store import (

@@ -29,6 +29,9 @@ class Means:
     def resample(self, weights):
         return {MEAN: weights @ self.values / np.maximum(weights.sum(axis=1), 1)}
 
+    def take(self, images):
+        return Means(self.values[images])
+
 
 def noise(num_images, seed=0):
     return np.random.default_rng(seed).normal(size=num_images)

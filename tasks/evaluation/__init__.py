@@ -1,0 +1,1 @@
+"""The parts of the step `evaluate`: truth joined to predictions, kind by kind."""
