@@ -41,6 +41,7 @@ _LEGEND = 10
 KIND_TITLES = {
     "boxes": "Boxes",
     "masks": "Instance masks",
+    "panoptic": "Panoptic",
     "semantic": "Semantic regions",
     "captions": "Captions",
     "labels": "Image labels",
@@ -48,6 +49,7 @@ KIND_TITLES = {
 _TRUTH_OF_KIND = {
     "boxes": "instances",
     "masks": "instances",
+    "panoptic": "instances",
     "semantic": "semantic",
     "captions": "captions",
     "labels": "labels",
