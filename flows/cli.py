@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 
 from pixelmill.configs.load import ConfigError
 from pixelmill.flows.commands import (
+    backfilling,
     configs,
     evaluating,
     models,
@@ -47,7 +48,7 @@ for command in (
     scoring.score,
     scoring.plan,
     profiling.profile,
-    scoring.backfill,
+    backfilling.backfill,
     nightly.nightly,
     evaluating.evaluate,
     evaluating.report,

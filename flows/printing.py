@@ -178,15 +178,21 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 
 def print_backfill(console: Console, report: BackfillReport) -> None:
-    """Each part before its turn, and how many images it got."""
+    """Each part as it was and is, and how the canary came out."""
     rows = []
-    for part in report.parts:
-        scored = report.scoring.get(part.part)
-        done = f"{max(scored.num_scored.values(), default=0):,}" if scored else ""
-        counts = (f"{part.num_images:,}", f"{part.num_missing:,}", f"{part.num_failed:,}", done)
-        rows.append((part.part, part.status, *counts))
-    head = ("part", "was", "images", "missing", "failed", "scored now")
-    console.print(_table(head, rows, num_text=2))
+    for was, now in zip(report.parts, report.now, strict=True):
+        counts = (f"{now.num_images:,}", f"{now.num_missing:,}", f"{now.num_failed:,}")
+        done = f"{was.num_missing - now.num_missing:,}" if was != now else ""
+        rows.append((was.part, was.status, now.status, *counts, done))
+    head = ("part", "was", "is", "images", "missing", "failed", "settled now")
+    console.print(_table(head, rows, num_text=3))
+    if report.canary is not None:
+        canary = report.canary
+        told = ", ".join(f"{name} {value:.4g}" for name, value in canary.measures.items())
+        _say(console, f"canary of {canary.num_images:,} images, {canary.new} beside {canary.old}")
+        _say(console, f"    {told}")
+    if report.note:
+        _say(console, f"no canary: {report.note}")
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

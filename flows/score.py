@@ -53,6 +53,7 @@ __all__ = [
     "score",
     "score_flow",
     "score_listing",
+    "score_listings",
     "score_shards",
 ]
 
@@ -346,20 +347,39 @@ def score_listing(
     neighbours: Neighbours, job: Job, listing: Listing, *, is_part: bool = False
 ) -> tuple[Plan, Scoring, RunEnd | None]:
     """Plan what a listing lacks, score it, publish it, and record how the run ended."""
-    plan = plan_task(neighbours, job, listing, is_part=is_part)
-    if plan.is_empty:
-        return plan, Scoring(), None
-    own = _own_shards(plan)
-    scoring = score_task(neighbours, job, [*own, *plan.adopted])
+    plans, scoring, ends = score_listings(neighbours, [(job, listing)], is_part=is_part)
+    return plans[0], scoring, ends[0]
+
+
+def score_listings(
+    neighbours: Neighbours, work: Sequence[tuple[Job, Listing]], *, is_part: bool = False
+) -> tuple[list[Plan], Scoring, list[RunEnd | None]]:
+    """Like `score_listing`, of several runs whose shards are scored side by side.
+
+    Args:
+        neighbours: other runs on the store.
+        work: jobs that differ in their dates only, and what each is to score.
+        is_part: as in `start_run`.
+    """
+    plans = [plan_task(neighbours, job, listing, is_part=is_part) for job, listing in work]
+    shards = [shard for plan in plans for shard in _own_shards(plan)]
+    shards += [shard for plan in plans for shard in plan.adopted]
+    if not shards:
+        return plans, Scoring(), [None] * len(plans)
+    scoring = score_task(neighbours, work[0][0], shards)
     try:
         publish_task(neighbours.store)
-        return plan, scoring, end_task(neighbours, plan, scoring, is_part=is_part)
+        ends = [
+            None if plan.is_empty else end_task(neighbours, plan, scoring, is_part=is_part)
+            for plan in plans
+        ]
     except OSError as err:
         # The run stays open: what it has committed is published by the next, which goes on with it
         refused = explain_refusal(err)
         if refused is None:
             raise
-        return plan, replace(scoring, ended="broken", reason=refused), None
+        return plans, replace(scoring, ended="broken", reason=refused), [None] * len(plans)
+    return plans, scoring, ends
 
 
 def _own_shards(plan: Plan) -> list[ShardRef]:

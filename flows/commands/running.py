@@ -60,7 +60,8 @@ def exit_code(state: "State[Any]") -> ExitCode:
         by_sigterm = "SIGTERM" in (state.message or "")
         return ExitCode.TERMINATED if by_sigterm else ExitCode.INTERRUPTED
     if not state.is_completed():
-        return ExitCode.FAILED
+        # The same command would end the same way: this one is for people
+        return ExitCode.UNHEALTHY if state.name == "CanaryFailed" else ExitCode.FAILED
     codes = {
         "CompletedWithQuarantine": ExitCode.QUARANTINE,
         "OutOfTime": ExitCode.OUT_OF_TIME,

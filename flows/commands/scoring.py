@@ -1,14 +1,13 @@
-"""score, plan, backfill, demo."""
+"""score, plan, demo."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from pixelmill.configs.load import load_config
 from pixelmill.flows.commands.options import (
-    WHAT,
     WHERE,
     Cluster,
     Collection,
@@ -29,7 +28,7 @@ from pixelmill.flows.commands.running import ExitCode, console, exit_code, run_f
 if TYPE_CHECKING:
     from pixelmill.flows.job import ScoreParams
 
-__all__ = ["backfill", "demo", "plan", "score"]
+__all__ = ["demo", "plan", "score", "score_params", "writable_params"]
 
 _MODELS, _WORKERS, _LIMITS, _TRUTH = Models(), Workers(), Limits(), Truth()
 
@@ -109,59 +108,6 @@ def plan(
     job = prepare_job(params)
     print_plan(console(), preview_plan(params.store, job), job.collection)
     return ExitCode.COMPLETE
-
-
-def backfill(
-    folder: Folder = None,
-    /,
-    *,
-    by: Annotated[
-        Literal["day", "month", "folder"],
-        Parameter(help="Parts; days and months are read from the paths.", group=WHAT),
-    ] = "day",
-    first: Annotated[
-        str | None, Parameter(name="--from", help="First part, such as 2024-05-01.", group=WHAT)
-    ] = None,
-    last: Annotated[
-        str | None, Parameter(name="--to", help="Last part, included.", group=WHAT)
-    ] = None,
-    reverse: Annotated[bool, Parameter(help="Newest part first.", negative=(), group=WHAT)] = False,
-    dry_run: Annotated[
-        bool, Parameter(help="Only tell the state of each part.", negative=(), group=WHAT)
-    ] = False,
-    models: Models = _MODELS,
-    retry_failed: RetryFailed = False,
-    out: Out = "pixelmill-store",
-    collection: Collection = None,
-    workers: Workers = _WORKERS,
-    limits: Limits = _LIMITS,
-) -> ExitCode:
-    """Score a long collection by day, month or folder.
-
-    Example: pixelmill backfill archive --by month --from 2024-01 --dry-run
-
-    How far it is follows from the store alone; run it again and it goes on.
-    """
-    chosen = with_compute(choose_config(folder, models), workers, limits)
-    params = writable_params(
-        source=folder,
-        store=out,
-        config=chosen,
-        collection=collection,
-        reprocess="failed" if retry_failed else "missing",
-        until=limits.until,
-        budget=limits.budget,
-    )
-    from pixelmill.flows.backfill import BackfillParams, backfill_flow
-    from pixelmill.flows.printing import print_backfill
-
-    asked = BackfillParams(
-        score=params, by=by, first=first, last=last, reverse=reverse, dry_run=dry_run
-    )
-    state, report = run_flow(backfill_flow, asked)
-    if report is not None:
-        print_backfill(console(), report)
-    return exit_code(state)
 
 
 def demo(

@@ -42,7 +42,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 @pytest.mark.parametrize(
     "command",
     [
-        *("backfill", "demo", "evaluate", "plan", "publish", "report", "score", "train"),
+        *("backfill", "demo", "evaluate", "nightly", "plan", "publish", "report", "score", "train"),
         *("config list", "config show", "config check", "models list", "models fetch"),
         "models quantize",
     ],
@@ -113,7 +113,7 @@ def test_a_store_that_cannot_be_written_is_told_before_the_run_starts(
 
 
 def test_failed_images_are_retried_by_a_flag_and_in_no_other_way(capsys):
-    for command in ("score", "plan", "backfill"):
+    for command in ("score", "plan"):
         out = run(capsys, command, "--help")[1]
         assert "--retry-failed" in out
         assert "--reprocess" not in out

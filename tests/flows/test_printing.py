@@ -5,11 +5,13 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pixelmill.flows.backfill import BackfillReport, PartStatus
+from pixelmill.flows.backfill import BackfillReport
 from pixelmill.flows.printing import print_backfill, print_evaluation, print_plan, print_run
 from pixelmill.flows.score import RunReport, Scoring
 from pixelmill.flows.submit import FailedShard
+from pixelmill.tasks.canary import Canary
 from pixelmill.tasks.metrics.results import Evaluation, Metric, ModelEvaluation
+from pixelmill.tasks.parts import PartStatus
 from pixelmill.tasks.plan import Plan
 from pixelmill.tasks.store import ModelCounts, RunEnd, ShardRef
 
@@ -192,14 +194,17 @@ def test_an_interval_is_shown_beside_its_number():
 
 
 def test_a_backfill_lists_its_parts():
-    parts = (
-        PartStatus("2024-05-01", "done", 10, 0, 1),
+    was = (
+        PartStatus("2024-05-01", "failed", 10, 0, 1),
         PartStatus("2024-05-02", "partial", 1_010, 9, 0),
     )
-    scoring = {"2024-05-02": Scoring(num_scored={"a": 8, "b": 9})}
-    lines = printed(print_backfill, BackfillReport(parts, scoring))
-    assert ["2024-05-01", "done", "10", "0", "1"] in lines
-    assert ["2024-05-02", "partial", "1,010", "9", "0", "9"] in lines
+    now = (was[0], PartStatus("2024-05-02", "done", 1_010, 0, 0))
+    canary = Canary("old-1", "new-2", 20, {"matched_rate": 0.91234}, ())
+    lines = printed(print_backfill, BackfillReport(was, now, canary=canary))
+    assert ["2024-05-01", "failed", "failed", "10", "0", "1"] in lines
+    assert ["2024-05-02", "partial", "done", "1,010", "0", "0", "9"] in lines
+    assert "canary of 20 images, new-2 beside old-1" in text(lines)
+    assert "matched_rate 0.9123" in text(lines)
 
 
 def test_names_of_others_are_neither_markup_nor_secrets_nor_commands():

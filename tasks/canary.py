@@ -1,0 +1,100 @@
+"""A sample that goes first: is the new model as good as the one that it shall replace?"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pixelmill.configs.schema import Gate
+from pixelmill.tasks.ingest import Listing
+
+__all__ = ["Canary", "broken_gates", "choose_sample"]
+
+# A part is a run of its own, with its own date
+_MAX_PARTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """How the sample came out.
+
+    Attributes:
+        old: key of the model that was current.
+        new: key of the one that is to score the archive.
+        measures: of `pixelmill compare`, by name.
+        broken: gates that do not hold, in words.
+    """
+
+    old: str
+    new: str
+    num_images: int
+    measures: Mapping[str, float]
+    broken: tuple[str, ...]
+
+
+def choose_sample(
+    parts: Mapping[str, Listing], known: frozenset[str], num_images: int
+) -> dict[str, Listing]:
+    """Images of a sample that is spread over the parts, the same at every call.
+
+    Args:
+        parts: of the archive, in time.
+        known: ids of the images that the current model has scored: others cannot be compared.
+        num_images: wanted.
+
+    Returns:
+        At most 20 parts, evenly spaced, with the same share of each; without empty ones.
+    """
+    usable = {name: _known_rows(part, known) for name, part in parts.items()}
+    names = [name for name, rows in usable.items() if rows]
+    if not names or not num_images:
+        return {}
+    places = np.linspace(0, len(names) - 1, min(_MAX_PARTS, num_images, len(names)))
+    chosen = [names[round(place)] for place in places]
+    total = sum(len(usable[name]) for name in chosen)
+    sample: dict[str, Listing] = {}
+    for name in chosen:
+        number = math.ceil(num_images * len(usable[name]) / total)
+        rows = sorted(sorted(usable[name], key=lambda row: row[1])[:number])
+        images = parts[name].images.take(pa.array([index for index, _ in rows], pa.int64()))
+        sample[name] = Listing(images, parts[name].problems.slice(0, 0))
+    return sample
+
+
+def _known_rows(part: Listing, known: frozenset[str]) -> list[tuple[int, str]]:
+    """(row, digest of its path) of the images that are known."""
+    columns = (part.images[name].to_pylist() for name in ("path", "image_id"))
+    return [
+        (index, hashlib.sha256(path.encode()).hexdigest())
+        for index, (path, image_id) in enumerate(zip(*columns, strict=True))
+        if image_id in known
+    ]
+
+
+def broken_gates(measures: Mapping[str, float], gates: Mapping[str, Gate]) -> tuple[str, ...]:
+    """The gates that do not hold, in words; one whose measure is no number does not.
+
+    Raises:
+        ValueError: a gate is of a measure that there is not.
+    """
+    unknown = [name for name in gates if name not in measures]
+    if unknown:
+        raise ValueError(
+            f"backfill.canary.gates has {', '.join(unknown)}; the measures of these models are "
+            f"{', '.join(measures)}"
+        )
+    return tuple(
+        told for name, gate in gates.items() for told in _check(name, measures[name], gate)
+    )
+
+
+def _check(name: str, value: float, gate: Gate) -> Sequence[str]:
+    broken = []
+    if gate.min is not None and not value >= gate.min:
+        broken.append(f"{name} is {value:.4g}, below {gate.min:g}")
+    if gate.max is not None and not value <= gate.max:
+        broken.append(f"{name} is {value:.4g}, above {gate.max:g}")
+    return broken
