@@ -17,8 +17,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 from pixelmill.models.faster_rcnn import POOLED, SingleScaleFeatures
 from pixelmill.models.losses import BoxLoss
+from pixelmill.models.ops.boxes import Weights
 from pixelmill.models.ops.proposals import PROPOSERS, Proposer
 from pixelmill.models.two_stage import (
+    BOX_WEIGHTS,
     IMAGES,
     Parts,
     RoIMaxPool,
@@ -41,7 +43,9 @@ class FastRCNN(TwoStage):
         num_proposals: regions kept of each image, the first ones.
         match_iou: least overlap of a region with the object that it learns.
         num_sampled: regions learnt from in each image.
+        positive_share: how many of them may be objects.
         box_loss: "smooth_l1" (the paper's), or another of `losses.box_loss`.
+        box_weights: factors on the offsets of centre and sides.
         hidden: features of the fully connected layers.
         dropout: between them.
 
@@ -58,7 +62,9 @@ class FastRCNN(TwoStage):
         num_proposals: int = 2000,
         match_iou: float = 0.5,
         num_sampled: int = 64,
+        positive_share: float = 0.25,
         box_loss: BoxLoss = "smooth_l1",
+        box_weights: Weights = BOX_WEIGHTS,
         hidden: int = 4096,
         dropout: float = 0.5,
     ) -> None:
@@ -74,6 +80,8 @@ class FastRCNN(TwoStage):
             FastRCNNPredictor(hidden, 1 + num_classes),
             match_iou=match_iou,
             num_sampled=num_sampled,
+            positive_share=positive_share,
+            box_weights=box_weights,
         )
         self.assign_outputs(num_classes)
 

@@ -25,7 +25,15 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pixelmill.models.feature_extractor import build_extractor
 from pixelmill.models.losses import BoxLoss
-from pixelmill.models.two_stage import Parts, RoIMaxPool, TwoStage, fully_connected, make_heads
+from pixelmill.models.ops.boxes import Weights
+from pixelmill.models.two_stage import (
+    BOX_WEIGHTS,
+    Parts,
+    RoIMaxPool,
+    TwoStage,
+    fully_connected,
+    make_heads,
+)
 
 __all__ = ["FasterRCNN", "PyramidFeatures", "SingleScaleFeatures"]
 
@@ -137,7 +145,9 @@ class FasterRCNN(TwoStage):
             least the second learn the object; each object has its best anchor besides.
         match_iou: least overlap of a proposal with the object that it learns.
         num_sampled: proposals learnt from in each image; the paper's 128, a pyramid's 512.
+        positive_share: how many of them may be objects.
         box_loss: of both stages, "smooth_l1" (the paper's) or another of `losses.box_loss`.
+        box_weights: factors on the second stage's offsets of centre and sides.
         pooling: "max" (RoI pooling, the paper's) or "align"; a pyramid is always aligned.
         hidden: features of the fully connected layers; None: 4096, with a pyramid 1024.
         dropout: between them; a pyramid's have none.
@@ -160,7 +170,9 @@ class FasterRCNN(TwoStage):
         rpn_match_iou: tuple[float, float] = (0.3, 0.7),
         match_iou: float = 0.5,
         num_sampled: int = 128,
+        positive_share: float = 0.25,
         box_loss: BoxLoss = "smooth_l1",
+        box_weights: Weights = BOX_WEIGHTS,
         pooling: Literal["max", "align"] = "max",
         hidden: int | None = None,
         dropout: float = 0.5,
@@ -206,6 +218,8 @@ class FasterRCNN(TwoStage):
             FastRCNNPredictor(hidden, 1 + num_classes),
             match_iou=match_iou,
             num_sampled=num_sampled,
+            positive_share=positive_share,
+            box_weights=box_weights,
         )
         self.assign_outputs(num_classes)
 

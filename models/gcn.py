@@ -59,16 +59,23 @@ class GCN(nn.Module):
         num_classes: K.
         backbone: of `feature_extractor.EXTRACTORS`; the paper's is resnet152.
         kernel: odd side k of the large kernels.
+        output_stride: of the backbone; the paper's is 32.
 
     Raises:
         ValueError: `kernel` is even.
     """
 
-    def __init__(self, num_classes: int, backbone: str = "resnet152", kernel: int = 15) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet152",
+        kernel: int = 15,
+        output_stride: int = 32,
+    ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"expected an odd kernel, got {kernel}")
-        self.backbone = build_extractor(backbone)
+        self.backbone = build_extractor(backbone, output_stride)
         channels = self.backbone.channels[1:]
         self.global_convs = nn.ModuleList(
             _GlobalConv(each, num_classes, kernel) for each in channels

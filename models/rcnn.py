@@ -23,8 +23,16 @@ from torchvision.ops import roi_align
 
 from pixelmill.models.feature_extractor import build_extractor
 from pixelmill.models.losses import BoxLoss
+from pixelmill.models.ops.boxes import Weights
 from pixelmill.models.ops.proposals import PROPOSERS, Proposer
-from pixelmill.models.two_stage import IMAGES, Parts, TwoStage, make_heads, propose_from_pixels
+from pixelmill.models.two_stage import (
+    BOX_WEIGHTS,
+    IMAGES,
+    Parts,
+    TwoStage,
+    make_heads,
+    propose_from_pixels,
+)
 
 __all__ = ["RCNN", "Warp"]
 
@@ -111,8 +119,10 @@ class RCNN(TwoStage):
         context: pixels of the crop around the region.
         match_iou: least overlap of a region with the object that it learns.
         background_iou: regions that overlap everything by less are background.
-        num_sampled: regions learnt from in each image, a quarter of them objects.
+        num_sampled: regions learnt from in each image.
+        positive_share: how many of them may be objects.
         box_loss: "smooth_l1", or another of `losses.box_loss`.
+        box_weights: factors on the offsets of centre and sides.
 
     Raises:
         ValueError: no such backbone, or no room for the region in the crop.
@@ -131,7 +141,9 @@ class RCNN(TwoStage):
         match_iou: float = 0.5,
         background_iou: float = 0.3,
         num_sampled: int = 64,
+        positive_share: float = 0.25,
         box_loss: BoxLoss = "smooth_l1",
+        box_weights: Weights = BOX_WEIGHTS,
     ) -> None:
         super().__init__()
         if 2 * context >= crop_size:
@@ -148,6 +160,8 @@ class RCNN(TwoStage):
             match_iou=match_iou,
             background_iou=background_iou,
             num_sampled=num_sampled,
+            positive_share=positive_share,
+            box_weights=box_weights,
         )
         self.assign_outputs(num_classes, first)
 

@@ -54,6 +54,7 @@ class SemanticFPN(nn.Module):
         backbone: of `feature_extractor.EXTRACTORS`; the paper's are resnet50 and resnet101.
         pyramid_channels: of each level of the pyramid.
         channels: of the merged map, a multiple of 32.
+        output_stride: of the backbone; the paper's is 32, with dilation 16 or 8.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class SemanticFPN(nn.Module):
         backbone: str = "resnet50",
         pyramid_channels: int = 256,
         channels: int = 128,
+        output_stride: int = 32,
     ) -> None:
         super().__init__()
-        self.backbone = build_extractor(backbone)
+        self.backbone = build_extractor(backbone, output_stride)
         levels = self.backbone.channels[1:]
         self.pyramid = FeaturePyramidNetwork(list(levels), pyramid_channels)
         self.enlargers = nn.ModuleList(

@@ -22,7 +22,7 @@ from pixelmill.models.dense import dense_outputs
 from pixelmill.models.feature_extractor import build_extractor
 from pixelmill.models.interface import BoxOutput
 from pixelmill.models.losses import BoxLoss, box_loss, hard_negatives
-from pixelmill.models.ops.boxes import box_iou, decode_boxes
+from pixelmill.models.ops.boxes import Weights, box_iou, decode_boxes
 from pixelmill.models.ops.matching import BACKGROUND, match_anchors
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
@@ -124,10 +124,17 @@ class SSD(nn.Module):
         num_classes: K, without the background.
         size: 300 or 512: number of maps, default boxes, and the side that these are made for.
         backbone: "vgg16", or another of `feature_extractor.EXTRACTORS`.
-        match_iou: least overlap of a default box with the object that it learns; each object has
-            its best one besides.
+        match_iou: least overlap of a default box with the object that it learns.
         negative_ratio: background boxes learnt for each matched one, the worst ones.
+        match_best: whether an object also gets the default box that overlaps it most, however
+            little; without it an object may be left out.
         box_loss: "smooth_l1" (the paper's), or another of `losses.box_loss`.
+        box_weights: factors on the offsets of centre and sides.
+        maps: which feature maps have default boxes, 0 being the finest; None: all (section 3.3,
+            table 3 compares).
+
+    Raises:
+        ValueError: no such backbone, or no such maps.
     """
 
     def __init__(
@@ -137,15 +144,18 @@ class SSD(nn.Module):
         backbone: str = "vgg16",
         match_iou: float = 0.5,
         negative_ratio: float = 3.0,
+        match_best: bool = True,
         box_loss: BoxLoss = "smooth_l1",
+        box_weights: Weights = BOX_WEIGHTS,
+        maps: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.match_iou, self.negative_ratio = match_iou, negative_ratio
+        self.match_best, self.box_weights = match_best, box_weights
         self.box_loss: BoxLoss = box_loss
         self.size = size
         self.base = _VGGBase() if backbone == "vgg16" else _ExtractorBase(backbone)
         shallow, deep = self.base.channels
-        self.normalise = _Normalise(shallow)
         extras = [
             _extra(deep, 256, 512, stride=2, padding=1),
             _extra(512, 128, 256, stride=2, padding=1),
@@ -155,16 +165,18 @@ class SSD(nn.Module):
         else:
             extras += [_extra(256, 128, 256, stride=2, padding=1) for _ in range(2)]
             extras.append(_extra(256, 128, 256, kernel_size=4, padding=1))
-        self.extras = nn.ModuleList(extras)
         channels = (shallow, deep, 512, *(256,) * (len(extras) - 1))
-        per_cell = [2 + 2 * len(ratios) for ratios in RATIOS[size]]
+        self.maps = tuple(range(len(channels))) if maps is None else tuple(maps)
+        if not self.maps or not set(self.maps) <= set(range(len(channels))):
+            raise ValueError(f"expected some of {len(channels)} feature maps, got {self.maps}")
+        self.normalise = _Normalise(shallow) if 0 in self.maps else nn.Identity()
+        self.extras = nn.ModuleList(extras[: max(self.maps) - 1])
+        used = [(channels[index], 2 + 2 * len(RATIOS[size][index])) for index in self.maps]
         self.class_heads = nn.ModuleList(
-            nn.Conv2d(each, boxes * (1 + num_classes), 3, padding=1)
-            for each, boxes in zip(channels, per_cell, strict=True)
+            nn.Conv2d(each, boxes * (1 + num_classes), 3, padding=1) for each, boxes in used
         )
         self.box_heads = nn.ModuleList(
-            nn.Conv2d(each, boxes * 4, 3, padding=1)
-            for each, boxes in zip(channels, per_cell, strict=True)
+            nn.Conv2d(each, boxes * 4, 3, padding=1) for each, boxes in used
         )
         self.num_outputs = 1 + num_classes
         for layer in (*self.extras.modules(), *self.class_heads, *self.box_heads):
@@ -188,6 +200,8 @@ class SSD(nn.Module):
                     f"expected a canvas of about {self.size} pixels, got {tuple(images.shape[-2:])}"
                 ) from err
 
+        maps = [maps[index] for index in self.maps]
+
         def flat(heads: nn.ModuleList, outputs: int) -> Tensor:
             cells = [head(x).permute(0, 2, 3, 1) for head, x in zip(heads, maps, strict=True)]
             return torch.cat([each.reshape(len(each), -1, outputs) for each in cells], dim=1)
@@ -203,14 +217,14 @@ class SSD(nn.Module):
         """(A, 4) boxes in canvas pixels, in the order of the outputs.
 
         Args:
-            sizes: (rows, columns) of each feature map.
+            sizes: (rows, columns) of each feature map that has default boxes.
             canvas: (height, width).
         """
         extent = torch.tensor((canvas[1], canvas[0]))
-        scales, maps = SCALES[self.size], []
-        for (rows, columns), step, ratios, (small, large) in zip(
-            sizes, STEPS[self.size], RATIOS[self.size], pairwise(scales), strict=True
-        ):
+        scales, maps = list(pairwise(SCALES[self.size])), []
+        for index, (rows, columns) in zip(self.maps, sizes, strict=True):
+            step, ratios = STEPS[self.size][index], RATIOS[self.size][index]
+            small, large = scales[index]
             shapes = [(small, small), ((small * large) ** 0.5,) * 2]
             for ratio in ratios:
                 root = ratio**0.5
@@ -226,7 +240,8 @@ def ssd_outputs(
     module: nn.Module, outputs: SSDOutput, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[BoxOutput]:
     """Boxes whose class probability is over the threshold."""
-    boxes = decode_boxes(outputs.box_deltas.float(), outputs.default_boxes, BOX_WEIGHTS)
+    model = cast("SSD", module)
+    boxes = decode_boxes(outputs.box_deltas.float(), outputs.default_boxes, model.box_weights)
     return dense_outputs(boxes, outputs.class_logits.float().softmax(-1)[..., 1:], spec, canvas)
 
 
@@ -249,7 +264,12 @@ def ssd_loss(module: nn.Module, outputs: SSDOutput, targets: Sequence[Target]) -
     box = deltas.new_zeros(())
     for index, target in enumerate(truths):
         iou = box_iou(target.boxes_xyxy, defaults)
-        match = match_anchors(iou, foreground=model.match_iou, background=model.match_iou)
+        match = match_anchors(
+            iou,
+            foreground=model.match_iou,
+            background=model.match_iou,
+            low_quality=model.match_best,
+        )
         matched = match > BACKGROUND
         wanted[index, matched] = 1 + target.labels[match[matched]]
         wanted_boxes = target.boxes_xyxy[match[matched]]
@@ -260,7 +280,7 @@ def ssd_loss(module: nn.Module, outputs: SSDOutput, targets: Sequence[Target]) -
                 deltas[index, matched],
                 wanted_boxes,
                 defaults[matched],
-                weights=BOX_WEIGHTS,
+                weights=model.box_weights,
             ).sum()
         )
     errors = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")

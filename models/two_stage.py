@@ -21,7 +21,7 @@ from torchvision.ops import roi_pool
 from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.interface import BoxOutput, ViewOutput
 from pixelmill.models.losses import BoxLoss, box_loss
-from pixelmill.models.ops.boxes import box_area, clip_boxes, large_enough
+from pixelmill.models.ops.boxes import Weights, box_area, clip_boxes, large_enough
 from pixelmill.models.ops.candidates import (
     best_candidates,
     fetch,
@@ -37,6 +37,7 @@ from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
 __all__ = [
+    "BOX_WEIGHTS",
     "IMAGES",
     "Parts",
     "RoIMaxPool",
@@ -48,6 +49,9 @@ __all__ = [
     "read_two_stage",
     "two_stage_loss",
 ]
+
+# Deviations of the offsets of 0.1 and 0.2: of the published implementations
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 # Name under which raw outputs hold the canvas itself, for proposals made from pixels
 IMAGES = "images"
@@ -164,6 +168,8 @@ def make_heads(
     *,
     match_iou: float,
     num_sampled: int,
+    positive_share: float,
+    box_weights: Weights,
     background_iou: float | None = None,
 ) -> Any:
     """Torchvision's RoIHeads; its suppression is never asked for.
@@ -173,7 +179,9 @@ def make_heads(
         head: pooled regions -> (R, D).
         predictor: (R, D) -> logits and offsets by class.
         match_iou: least overlap of a region with the object that it learns.
-        num_sampled: regions learnt from in each image, at most a quarter of them objects.
+        num_sampled: regions learnt from in each image.
+        positive_share: how many of them may be objects; the others are background.
+        box_weights: factors on the offsets of centre and sides.
         background_iou: regions that overlap everything by less are background, those between the
             two are not learnt from; None: `match_iou`.
     """
@@ -184,8 +192,8 @@ def make_heads(
         fg_iou_thresh=match_iou,
         bg_iou_thresh=match_iou if background_iou is None else background_iou,
         batch_size_per_image=num_sampled,
-        positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        positive_fraction=positive_share,
+        bbox_reg_weights=box_weights,
         score_thresh=0.0,
         nms_thresh=1.0,
         detections_per_img=0,

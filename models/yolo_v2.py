@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from pixelmill.models.darknet import Darknet19, TinyDarknet, conv_leaky
 from pixelmill.models.dense import dense_outputs
 from pixelmill.models.interface import BoxOutput
+from pixelmill.models.losses import giou_loss
 from pixelmill.models.ops.boxes import box_iou, box_iou_pairs
 from pixelmill.models.ops.grid import decode_grid, encode_grid, match_shapes
 from pixelmill.models.padding import fill_up
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
 
-__all__ = ["YOLOv2", "yolo_v2_loss", "yolo_v2_outputs"]
+__all__ = ["GridLoss", "YOLOv2", "grid_box_errors", "yolo_v2_loss", "yolo_v2_outputs"]
 
 STRIDE = 32
 # Of the published COCO configuration, times the stride: pixels of a 416 canvas
 ANCHORS = (18.3, 21.7, 60.0, 66.0, 106.9, 175.2, 252.3, 112.9, 312.7, 293.4)
-# Of the published configuration: boxes that overlap an object this much are no background
-NO_OBJECT_IOU = 0.6
 OBJECT_WEIGHT = 5.0
+
+GridLoss = Literal["squared", "iou", "giou"]
 
 
 class _Reorganise(nn.Module):
@@ -51,6 +52,9 @@ class YOLOv2(nn.Module):
         width: channels of the first convolution; 32, or 16 for the tiny one, if left out.
         head_width: channels of the tiny one's last but one convolution; the published one has 512
             for COCO and 1024 for VOC.
+        ignore_iou: boxes that overlap an object this much are no background; the published
+            configuration's is 0.6.
+        box_loss: "squared" (the paper's) or another of `grid_box_errors`.
     """
 
     def __init__(
@@ -60,8 +64,12 @@ class YOLOv2(nn.Module):
         variant: Literal["full", "tiny"] = "full",
         width: int | None = None,
         head_width: int = 512,
+        ignore_iou: float = 0.6,
+        box_loss: GridLoss = "squared",
     ) -> None:
         super().__init__()
+        self.ignore_iou = ignore_iou
+        self.box_loss: GridLoss = box_loss
         self.num_classes = num_classes
         self.register_buffer(
             "anchors", torch.tensor(anchors, dtype=torch.float32).view(-1, 2), persistent=False
@@ -101,6 +109,34 @@ def yolo_v2_outputs(
     return dense_outputs(boxes.flatten(1, 3), scores.flatten(1, 3), spec, canvas)
 
 
+def grid_box_errors(
+    kind: GridLoss, raw: Tensor, codes: Tensor, predicted_xyxy: Tensor, truth_xyxy: Tensor
+) -> Tensor:
+    """How far boxes of a grid are from their truth.
+
+    Args:
+        kind: "squared" error of the codes, summed over the four; 1 - "iou" or 1 - "giou".
+        raw: (N, 4) predicted, as `decode_grid` takes it.
+        codes: (N, 4) wanted, as `encode_grid` gives them.
+        predicted_xyxy: (N, 4) decoded.
+        truth_xyxy: (N, 4).
+
+    Returns:
+        (N,).
+
+    Raises:
+        ValueError: no such kind.
+    """
+    if kind == "squared":
+        found = torch.cat((raw[:, :2].sigmoid(), raw[:, 2:]), dim=1)
+        return ((found - codes) ** 2).sum(dim=1)
+    if kind == "giou":
+        return giou_loss(predicted_xyxy, truth_xyxy)
+    if kind == "iou":
+        return 1 - box_iou_pairs(predicted_xyxy, truth_xyxy)
+    raise ValueError(f"expected a box loss of squared, iou or giou, got {kind!r}")
+
+
 def yolo_v2_loss(
     module: nn.Module, outputs: Tensor, targets: Sequence[Target]
 ) -> dict[str, Tensor]:
@@ -117,7 +153,8 @@ def yolo_v2_loss(
     Returns:
         Scalars "box", "object", "no_object" and "class".
     """
-    anchors = cast("Tensor", module.anchors)
+    model = cast("YOLOv2", module)
+    anchors = cast("Tensor", model.anchors)
     raw = outputs.float()
     boxes = decode_grid(raw[..., :4], anchors, STRIDE)
     names = ("box", "object", "no_object", "class")
@@ -132,7 +169,7 @@ def yolo_v2_loss(
         overlap = box_iou(decoded.reshape(-1, 4), truth).amax(dim=1) if len(truth) else None
         background = torch.ones_like(objectness, dtype=torch.bool)
         if overlap is not None:
-            background = overlap.view_as(objectness) < NO_OBJECT_IOU
+            background = overlap.view_as(objectness) < model.ignore_iou
         background[rows, columns, best] = False
         sums["no_object"] = sums["no_object"] + (objectness[background] ** 2).sum()
         here = raw[index, rows, columns, best]
@@ -141,10 +178,12 @@ def yolo_v2_loss(
             sums["object"]
             + (OBJECT_WEIGHT * (objectness[rows, columns, best] - reached) ** 2).sum()
         )
-        found = torch.cat((here[:, :2].sigmoid(), here[:, 2:4]), dim=1)
         # Small boxes count for more: the published implementation's rescaled coordinate loss
         sides = (truth[:, 2:] - truth[:, :2]) / truth.new_tensor((width, height)) / STRIDE
-        weight = 2 - sides.prod(dim=1, keepdim=True)
-        sums["box"] = sums["box"] + (weight * (found - codes) ** 2).sum()
+        weight = 2 - sides.prod(dim=1)
+        errors = grid_box_errors(
+            model.box_loss, here[:, :4], codes, boxes[index, rows, columns, best], truth
+        )
+        sums["box"] = sums["box"] + (weight * errors).sum()
         sums["class"] = sums["class"] + F.cross_entropy(here[:, 5:], target.labels, reduction="sum")
     return {name: each / len(targets) for name, each in sums.items()}

@@ -23,14 +23,13 @@ from pixelmill.models.ops.grid import decode_grid, encode_grid, match_shapes
 from pixelmill.models.padding import fill_up
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import BoxTarget, Target
+from pixelmill.models.yolo_v2 import GridLoss, grid_box_errors
 
 __all__ = ["YOLOv3", "yolo_v3_loss", "yolo_v3_outputs"]
 
 # Section 2.3, nine clusters on COCO, and those of the published tiny one: pixels of a 416 canvas
 ANCHORS = (10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326)
 TINY_ANCHORS = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
-# Section 2.1: boxes that overlap an object this much are no background
-IGNORE_IOU = 0.5
 
 
 class _Head(nn.Module):
@@ -61,6 +60,9 @@ class YOLOv3(nn.Module):
             number for each scale; left out: the paper's.
         variant: "full" on Darknet-53 with strides 8, 16, 32, or "tiny" with strides 16, 32.
         width: channels of the first convolution; 32, or 16 for the tiny one, if left out.
+        ignore_iou: boxes that overlap an object this much are no background; the paper's is 0.5
+            (section 2.1).
+        box_loss: "squared" (the paper's) or another of `yolo_v2.grid_box_errors`.
     """
 
     def __init__(
@@ -69,8 +71,12 @@ class YOLOv3(nn.Module):
         anchors: Sequence[float] | None = None,
         variant: Literal["full", "tiny"] = "full",
         width: int | None = None,
+        ignore_iou: float = 0.5,
+        box_loss: GridLoss = "squared",
     ) -> None:
         super().__init__()
+        self.ignore_iou = ignore_iou
+        self.box_loss: GridLoss = box_loss
         self.num_classes = num_classes
         tiny = variant == "tiny"
         backbone = TinyDarknet(width or 16) if tiny else Darknet53(width or 32)
@@ -150,7 +156,7 @@ def yolo_v3_loss(
     """
     model = cast("YOLOv3", module)
     all_anchors = cast("Tensor", model.anchors)
-    boxes = _decode(model, outputs).detach()
+    boxes = _decode(model, outputs)
     raw = torch.cat([level.float().flatten(1, 3) for level in outputs], dim=1)
     sizes = [(level.shape[1], level.shape[2]) for level in outputs]
     starts = torch.tensor([level[0, ..., 0].numel() for level in outputs]).cumsum(0).tolist()
@@ -173,7 +179,7 @@ def yolo_v3_loss(
         wanted = raw.new_zeros(raw.shape[1])
         counted = torch.ones_like(wanted, dtype=torch.bool)
         if len(truth):
-            counted = box_iou(boxes[index], truth).amax(dim=1) <= IGNORE_IOU
+            counted = box_iou(boxes[index].detach(), truth).amax(dim=1) <= model.ignore_iou
             counted[places], wanted[places] = True, 1.0
         sums["object"] = sums["object"] + F.binary_cross_entropy_with_logits(
             raw[index, counted, 4], wanted[counted], reduction="sum"
@@ -181,9 +187,9 @@ def yolo_v3_loss(
         found = raw[index, places]
         # Small boxes count for more, as published
         sides = (truth[:, 2:] - truth[:, :2]) / truth.new_tensor((width, height))
-        weight = 2 - sides.prod(dim=1, keepdim=True)
-        errors = torch.cat((found[:, :2].sigmoid(), found[:, 2:4]), dim=1) - codes
-        sums["box"] = sums["box"] + (weight * errors**2).sum()
+        weight = 2 - sides.prod(dim=1)
+        errors = grid_box_errors(model.box_loss, found[:, :4], codes, boxes[index, places], truth)
+        sums["box"] = sums["box"] + (weight * errors).sum()
         classes = F.one_hot(target.labels, model.num_classes).to(found.dtype)
         sums["class"] = sums["class"] + F.binary_cross_entropy_with_logits(
             found[:, 5:], classes, reduction="sum"
