@@ -485,6 +485,23 @@ class NightlyConfig(Frozen):
     notify: tuple[NotifyConfig, ...] = Field(default=(), description="who is told")
 
 
+class HealthConfig(Frozen):
+    """When a night is unlike those before it."""
+
+    nights: int = Field(default=14, gt=0, description="earlier nights that make the baseline")
+    min_images: int = Field(
+        default=50, gt=0, description="of the night, and of the baseline; fewer are not compared"
+    )
+    psi_warn: float = Field(
+        default=0.1, gt=0, description="population stability index that is told"
+    )
+    psi_alarm: float = Field(default=0.25, gt=0, description="and that is an alarm")
+    failures_warn: Fraction = Field(
+        default=0.01, description="share of the images that failed that is told"
+    )
+    failures_alarm: Fraction = Field(default=0.05, description="and that is an alarm")
+
+
 class Gate(Frozen):
     """Bounds of a measure; at least one."""
 
@@ -533,6 +550,7 @@ class RunConfig(Frozen):
     shard: ShardConfig = Field(default_factory=ShardConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    health: HealthConfig = Field(default_factory=HealthConfig)
     nightly: NightlyConfig = Field(default_factory=NightlyConfig)
     backfill: BackfillConfig = Field(default_factory=BackfillConfig)
 

@@ -1,0 +1,1 @@
+"""Is tonight like the nights before it? Judged from predictions alone, without truth."""
