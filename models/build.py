@@ -1,20 +1,27 @@
 """From a model's config to its complete spec, and from the spec to a network that scores."""
 
 import functools
-import hashlib
-import importlib
 import importlib.resources
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from pixelmill.configs.schema import ModelConfig, PreprocessConfig, TaskName
-from pixelmill.models import torchvision_zoo, zoo
-from pixelmill.models.checkpoint import CheckpointMeta, read_metadata
+from pixelmill.configs.schema import ModelConfig, PreprocessConfig
+from pixelmill.models import hugging_face, smp_zoo, timm_zoo, torchvision_zoo, zoo
+from pixelmill.models.architectures import (
+    find_architecture,
+    guess_architecture,
+    is_known_by_name,
+    list_architectures,
+    own_architecture,
+    user_read_out,
+)
+from pixelmill.models.checkpoint import read_metadata
+from pixelmill.models.defaults import Defaults, merge_preprocess
+from pixelmill.models.digests import check_digest, file_digest, weights_digest
 from pixelmill.models.engines.choice import (
     best_device,
     choose_engine,
@@ -23,35 +30,31 @@ from pixelmill.models.engines.choice import (
     settle_engine,
 )
 from pixelmill.models.engines.quantized import QuantizedFile, check_quantized
-from pixelmill.models.interface import Network, ViewOutput
-from pixelmill.models.onnx_files import external_files
+from pixelmill.models.exported import ExportedNetwork
+from pixelmill.models.hub import HUB, fetch_folder, revision_of, weights_in
+from pixelmill.models.hugging_face import TRANSFORMERS
+from pixelmill.models.interface import Network
 from pixelmill.models.onnx_network import OnnxNetwork
 from pixelmill.models.spec import ONNX, ModelSpec, default_engine
 from pixelmill.models.torch_network import TorchNetwork
-from pixelmill.models.trust import (
-    PROGRAMS,
-    TORCHSCRIPT,
-    is_torchscript,
-    load_program,
-    load_tensors,
-    refuse_program,
+from pixelmill.models.trust import PROGRAMS, load_program, load_tensors, refuse_program
+from pixelmill.models.user_code import (
+    is_file_factory,
+    load_factory,
+    load_registered,
+    registered,
+    source_digest,
 )
-from pixelmill.models.user_decode import load_decode, read_arrays
-from pixelmill.models.zoo import Architecture, ReadOut
+from pixelmill.models.zoo import ReadOut
 
 __all__ = ["build_network", "list_architectures", "load_network", "locate_weights", "resolve_model"]
 
 EMBEDDED = "embedded:"
 TORCHVISION = "torchvision:"
+TIMM = "timm:"
 
 # Networks kept by a process; a run has a few models, and each holds its weights
 _CACHED_NETWORKS = 4
-
-
-def list_architectures() -> dict[str, tuple[TaskName, ...]]:
-    """All names that a config may give, with their tasks; onnx and own functions besides."""
-    ours = {name: architecture.tasks for name, architecture in zoo.ARCHITECTURES.items()}
-    return ours | torchvision_zoo.list_architectures()
 
 
 def resolve_model(
@@ -75,47 +78,37 @@ def resolve_model(
         ValueError: something is missing or does not fit together; the message says what to do.
     """
     weights_path = _find_weights(config, base)
-    weights_file = locate_weights(weights_path)
-    refuse_program(config.name, weights_file, config.architecture, trusted=config.trust)
-    meta = _own_metadata(config, weights_file)
-    architecture = config.architecture or _guess_architecture(config, weights_file, meta)
-    _check_task(config, architecture)
-    arguments, classes, preprocess = dict(config.arguments), config.classes, config.preprocess
-    if meta is not None:
-        arguments = meta.arguments | arguments
-        classes = meta.classes if classes is None else classes
-        preprocess = preprocess or meta.preprocess
-    elif architecture.startswith(torchvision_zoo.PREFIX):
-        entry = config.weights.removeprefix(TORCHVISION)
-        entry = entry if config.weights.startswith(TORCHVISION) else "DEFAULT"
-        defaults = torchvision_zoo.find_defaults(architecture, arguments, classes, entry)
-        classes, arguments = defaults.classes, defaults.arguments
-        preprocess = preprocess or defaults.preprocess
+    weights = locate_weights(weights_path)
+    for path in weights_in(weights) if weights.is_dir() else (weights,):
+        refuse_program(config.name, path, config.architecture, trusted=config.trust)
+    known, architecture, vocabulary = _find_known(config, weights)
+    classes = _needed_classes(config, known.classes)
+    preprocess = _needed_preprocess(config, known.preprocess)
+    code = _find_code(config, base, architecture)
     decode_path, decode_function = _find_decode(config, base)
     quantized_path = _find_quantized(config, base)
     asked = ModelSpec(
         name=config.name,
         task=config.task,
-        architecture=architecture,
-        arguments=arguments,
+        architecture=code.architecture,
+        arguments=known.arguments,
         weights_path=weights_path,
+        weights_sha256=weights_digest(weights),
+        revision=revision_of(weights),
+        code_path=code.path,
+        code_sha256=code.sha256,
         decode_path=decode_path,
         decode_function=decode_function,
-        decode_sha256=_digest(Path(decode_path)) if decode_path else None,
-        classes=_needed_classes(config, classes),
-        vocabulary=meta.vocabulary if meta else (),
-        preprocess=_needed_preprocess(config, preprocess),
-        weights_sha256=_digest(weights_file),
+        decode_sha256=file_digest(Path(decode_path)) if decode_path else None,
+        classes=classes,
+        vocabulary=vocabulary,
+        preprocess=preprocess,
         precision=config.precision,
         quantized_path=quantized_path,
-        quantized_sha256=_digest(Path(quantized_path)) if quantized_path else None,
+        quantized_sha256=file_digest(Path(quantized_path)) if quantized_path else None,
         batch_size=config.batch_size,
         trust=config.trust,
-        **{
-            name: getattr(config, name)
-            for name in ("postprocess", "tiling", "augmentation")
-            if hasattr(config, name)
-        },
+        **_find_postprocess(config, known.postprocess),
     )
     device = device or best_device()
     engine = config.engine
@@ -138,26 +131,48 @@ def build_network(spec: ModelSpec, device: str = "cpu") -> Network:
         ValueError: they are not those that the spec was made with, or do not fit the architecture.
         ImportError: an optional dependency is missing.
     """
-    weights_file = locate_weights(spec.weights_path)
-    _check_digest(spec.name, weights_file, spec.weights_sha256)
+    weights = locate_weights(spec.weights_path)
+    check_digest(spec.name, weights, spec.weights_sha256)
     if spec.quantized_path is not None:
-        _check_digest(spec.name, Path(spec.quantized_path), spec.quantized_sha256)
+        check_digest(spec.name, Path(spec.quantized_path), spec.quantized_sha256)
     if spec.architecture == ONNX:
-        return OnnxNetwork(spec, str(weights_file), device)
+        return OnnxNetwork(spec, str(weights), device)
+    module, read_out = _build_module(spec, weights)
+    return TorchNetwork(module, spec, read_out, device)
+
+
+def _build_module(spec: ModelSpec, weights: Path) -> tuple[nn.Module, ReadOut]:
     if spec.architecture in PROGRAMS:
-        program = load_program(spec.name, weights_file, spec.architecture, trusted=spec.trust)
-        return TorchNetwork(program, spec, _user_read_out(spec), device)
-    architecture = _find_architecture(spec)
+        program = load_program(spec.name, weights, spec.architecture, trusted=spec.trust)
+        if isinstance(program, ExportedNetwork):
+            program.check_canvases(spec.preprocess.canvases)
+        return program, user_read_out(spec)
+    if spec.architecture == TRANSFORMERS:
+        return hugging_face.load_module(spec, weights), hugging_face.read_out(spec.task)
+    if ":" in spec.architecture:
+        architecture = own_architecture(spec)
+    else:
+        architecture = find_architecture(spec.name, spec.architecture)
+    _check_code(spec)
     module = architecture.build(**spec.arguments)
-    state = load_tensors(spec.name, weights_file, trusted=spec.trust)
+    state = _load_state(spec, weights)
     try:
         module.load_state_dict(state)
     except RuntimeError as err:
         raise ValueError(
-            f"{spec.name}: the weights in {str(weights_file)!r} do not fit {spec.architecture} "
+            f"{spec.name}: the weights in {str(weights)!r} do not fit {spec.architecture} "
             f"with {spec.arguments}: {err}"
         ) from err
-    return TorchNetwork(module, spec, architecture.read_out, device)
+    return module, architecture.read_out
+
+
+def _load_state(spec: ModelSpec, weights: Path) -> Mapping[str, Tensor]:
+    """Of one file, or of all that a large network's weights are spread over."""
+    files = weights_in(weights) if weights.is_dir() else (weights,)
+    state: dict[str, Tensor] = {}
+    for path in files:
+        state.update(load_tensors(spec.name, path, trusted=spec.trust))
+    return state
 
 
 def load_network(spec: ModelSpec, device: str = "cpu") -> Network:
@@ -190,7 +205,7 @@ def _cached_network(spec_json: str, device: str) -> Network:
 
 
 def locate_weights(weights_path: str) -> Path:
-    """The file behind a spec's `weights_path` on this machine.
+    """The file or folder behind a spec's `weights_path` on this machine.
 
     Raises:
         FileNotFoundError: there is none.
@@ -206,7 +221,7 @@ def locate_weights(weights_path: str) -> Path:
             )
         return path
     path = Path(weights_path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"no weights at {weights_path!r}; every worker needs them at the same path as the "
             "planner, on a shared disk for instance"
@@ -226,37 +241,138 @@ def _find_weights(config: ModelConfig, base: Path) -> str:
             )
         entry = config.weights.removeprefix(TORCHVISION)
         return str(torchvision_zoo.download_weights(cast("str", config.architecture), entry))
+    if config.weights.startswith(TIMM):
+        return str(fetch_folder(_name_timm_weights(config)))
+    if config.weights.startswith(HUB):
+        return str(fetch_folder(config.weights))
     return str((base / Path(config.weights).expanduser()).resolve())
 
 
-def _own_metadata(config: ModelConfig, weights_file: Path) -> CheckpointMeta | None:
-    """The description in a checkpoint of ours; None for weights of others."""
+def _name_timm_weights(config: ModelConfig) -> str:
+    architecture = config.architecture or ""
+    if not architecture.startswith(timm_zoo.PREFIX) or config.weights != f"{TIMM}DEFAULT":
+        raise ValueError(
+            f"{config.name}: expected weights: {TIMM}DEFAULT with architecture: "
+            f"{timm_zoo.PREFIX}<model> or {timm_zoo.PREFIX}<model>.<weights>, got "
+            f"{config.weights!r} with {config.architecture!r}"
+        )
+    return timm_zoo.name_weights(architecture)
+
+
+class _Known(NamedTuple):
+    defaults: Defaults
+    architecture: str
+    vocabulary: tuple[str, ...] = ()
+
+
+def _find_known(config: ModelConfig, weights: Path) -> _Known:
+    """What the weights say, or the library that they are of, under what the config says."""
     is_ours = config.architecture is None or config.architecture in zoo.ARCHITECTURES
-    if weights_file.suffix != ".safetensors" or not is_ours:
-        return None
-    return read_metadata(weights_file)
+    if weights.suffix == ".safetensors" and is_ours:
+        meta = read_metadata(weights)
+        _check_task(config, meta.architecture)
+        classes = meta.classes if config.classes is None else config.classes
+        preprocess = merge_preprocess(meta.preprocess, config.preprocess)
+        defaults = Defaults(classes, meta.arguments | config.arguments, preprocess)
+        return _Known(defaults, meta.architecture, meta.vocabulary)
+    architecture = config.architecture or guess_architecture(config.name, weights)
+    _check_task(config, architecture)
+    defaults = _ask_library(config, architecture, weights)
+    preprocess = merge_preprocess(defaults.preprocess, config.preprocess)
+    return _Known(defaults._replace(preprocess=preprocess), architecture)
 
 
-def _guess_architecture(
-    config: ModelConfig, weights_file: Path, meta: CheckpointMeta | None
-) -> str:
-    if meta is not None:
-        return meta.architecture
-    if weights_file.suffix == ".onnx":
-        return ONNX
-    if is_torchscript(weights_file):
-        return TORCHSCRIPT
-    raise ValueError(
-        f"{config.name}: {weights_file.name!r} does not say what network it belongs to; set "
-        "architecture:"
-    )
+def _ask_library(config: ModelConfig, architecture: str, weights: Path) -> Defaults:
+    arguments, classes = dict(config.arguments), config.classes
+    folder = weights if weights.is_dir() else None
+    if architecture.startswith(torchvision_zoo.PREFIX):
+        entry = config.weights.removeprefix(TORCHVISION)
+        entry = entry if config.weights.startswith(TORCHVISION) else "DEFAULT"
+        return torchvision_zoo.find_defaults(architecture, arguments, classes, entry)
+    if architecture.startswith(timm_zoo.PREFIX):
+        return timm_zoo.find_defaults(architecture, arguments, classes, folder)
+    if architecture.startswith(smp_zoo.PREFIX):
+        return smp_zoo.find_defaults(architecture, arguments, classes, folder, config.preprocess)
+    if architecture == TRANSFORMERS:
+        if folder is None:
+            raise ValueError(
+                f"{config.name}: architecture: {TRANSFORMERS} needs a folder that save_pretrained "
+                f"wrote, or {HUB}<owner>/<name>, as weights:, got {config.weights!r}"
+            )
+        return hugging_face.find_defaults(
+            config.name, config.task, folder, classes, config.preprocess
+        )
+    return Defaults(classes, arguments, config.preprocess)
+
+
+class _Code(NamedTuple):
+    """Where a network's builder is that is neither ours nor of a library that we know.
+
+    Attributes:
+        architecture: for the spec, without places of this machine.
+        path: of the user's file.
+        sha256: of the source.
+    """
+
+    architecture: str
+    path: str | None = None
+    sha256: str | None = None
+
+
+def _find_code(config: ModelConfig, base: Path, architecture: str) -> _Code:
+    if is_file_factory(architecture):
+        file_name, _, function = architecture.rpartition(":")
+        path = (base / Path(file_name).expanduser()).resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"{config.name}: no Python file at {str(path)!r}")
+        if not config.trust:
+            raise ValueError(
+                f"{config.name}: {architecture} is code that scoring would run. If you trust "
+                "whoever wrote it, set trust: true (or --trust)"
+            )
+        return _Code(f"{path.name}:{function}", str(path), file_digest(path))
+    return _Code(architecture, sha256=_source_digest(config.name, architecture))
+
+
+def _source_digest(name: str, architecture: str) -> str | None:
+    """Of a builder that is the user's or another package's; None for all others."""
+    if ":" in architecture:
+        return source_digest(load_factory(name, architecture))
+    entry = registered().get(architecture) if architecture not in zoo.ARCHITECTURES else None
+    return source_digest(load_registered(entry).build) if entry else None
+
+
+def _check_code(spec: ModelSpec) -> None:
+    """Refuse another version of a package's code than that of the plan; a file's is looked at."""
+    if spec.code_sha256 is None or spec.code_path is not None:
+        return
+    if _source_digest(spec.name, spec.architecture) != spec.code_sha256:
+        raise ValueError(
+            f"{spec.name}: {spec.architecture} is another version here than where the run was "
+            "planned; install the same one on every worker, or start a new run"
+        )
+
+
+def _find_postprocess(config: ModelConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says of the stages after the network, and else what suits it."""
+    found = {
+        name: getattr(config, name)
+        for name in ("postprocess", "tiling", "augmentation")
+        if hasattr(config, name)
+    }
+    asked = found.get("postprocess")
+    if asked is not None:
+        unsaid = {
+            name: value for name, value in known.items() if name not in asked.model_fields_set
+        }
+        found["postprocess"] = asked.model_copy(update=unsaid)
+    return found
 
 
 def _check_task(config: ModelConfig, architecture: str) -> None:
-    if architecture == ONNX or architecture in PROGRAMS or ":" in architecture:
+    if not is_known_by_name(architecture):
         return
-    known = zoo.ARCHITECTURES.get(architecture)
-    found = known if known else _torchvision_architecture(config.name, architecture)
+    found = find_architecture(config.name, architecture)
     if config.task not in found.tasks:
         raise ValueError(
             f"{config.name}: {architecture} can do {', '.join(found.tasks)}, not {config.task}"
@@ -273,15 +389,8 @@ def _check_engine(spec: ModelSpec) -> None:
         raise ValueError(f"{spec.name}: onnxruntime computes in fp32, got {spec.precision}")
     if spec.architecture in PROGRAMS and spec.engine != "torch":
         raise ValueError(f"{spec.name}: a {spec.architecture} file runs with engine: torch only")
-
-
-def _torchvision_architecture(name: str, architecture: str) -> Architecture:
-    if not architecture.startswith(torchvision_zoo.PREFIX):
-        raise ValueError(
-            f"{name}: no architecture {architecture!r}; `pixelmill models` lists them, and "
-            "`package.module:function` names one of your own"
-        )
-    return torchvision_zoo.architecture(architecture)
+    if spec.architecture == TRANSFORMERS and spec.task == "captioning" and spec.engine != "torch":
+        raise ValueError(f"{spec.name}: captions of transformers are made with engine: torch only")
 
 
 def _find_decode(config: ModelConfig, base: Path) -> tuple[str | None, str | None]:
@@ -324,67 +433,3 @@ def _needed_preprocess(
             f"{config.name}: the weights do not say how images are prepared; set preprocess:"
         )
     return preprocess
-
-
-def _digest(path: Path) -> str:
-    """Sha256 of a file; of an ONNX graph with its weights in other files, of all their digests."""
-    beside = external_files(path) if path.suffix == ".onnx" else ()
-    digests = [_file_digest(each) for each in (path, *beside)]
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest() if beside else digests[0]
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _digest_of(str(path), status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _digest_of(path: str, size_bytes: int, modified_ns: int) -> str:
-    """Sha256 of a file; read once while size and time stay."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_digest(name: str, path: Path, sha256: str | None) -> None:
-    if _digest(path) != sha256:
-        raise ValueError(
-            f"{name}: {str(path)!r} is not the file that the run was planned with; start a new run"
-        )
-
-
-def _find_architecture(spec: ModelSpec) -> Architecture:
-    if spec.architecture in zoo.ARCHITECTURES:
-        return zoo.ARCHITECTURES[spec.architecture]
-    if ":" in spec.architecture:
-        return _custom_architecture(spec)
-    return _torchvision_architecture(spec.name, spec.architecture)
-
-
-def _custom_architecture(spec: ModelSpec) -> Architecture:
-    """A user's `package.module:function` that returns a module, read by their decode function."""
-    module_name, _, function_name = spec.architecture.partition(":")
-    try:
-        build = cast(
-            "Callable[..., nn.Module]", getattr(importlib.import_module(module_name), function_name)
-        )
-    except (ImportError, AttributeError) as err:
-        raise ImportError(
-            f"{spec.name}: cannot import {function_name} from {module_name}: {err}; it must be "
-            "installed on every worker"
-        ) from err
-    return Architecture(build=build, tasks=(spec.task,), read_out=_user_read_out(spec))
-
-
-def _user_read_out(spec: ModelSpec) -> ReadOut:
-    """Raw outputs to predictions by the user's decode function."""
-    decode = load_decode(spec)
-
-    def read_out(
-        module: nn.Module, outputs: Any, spec: ModelSpec, canvas: tuple[int, int]
-    ) -> list[ViewOutput]:
-        arrays = [
-            leaf.float().cpu().numpy() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)
-        ]
-        return read_arrays(arrays, spec, canvas, decode)
-
-    return read_out

@@ -116,6 +116,7 @@ class ModelSpec(BaseModel):
             "weights": self.weights_sha256,
             "architecture": self.architecture,
             "arguments": self.arguments,
+            "code": self.code_sha256,
             "pixels": self.preprocess.model_dump(include={"mean", "std", "channels"}),
         }
 

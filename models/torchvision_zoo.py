@@ -7,7 +7,7 @@ candidates. Labels are those of the weights without placeholders such as "N/A".
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlparse
 
 import torch
@@ -18,8 +18,9 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
-from pixelmill.configs.schema import BoxPostprocess, CanvasSize, PreprocessConfig, TaskName
+from pixelmill.configs.schema import BoxPostprocess, PreprocessConfig, TaskName
 from pixelmill.models.classifier import class_outputs
+from pixelmill.models.defaults import Defaults, usual_canvases
 from pixelmill.models.interface import SemanticOutput, ViewOutput
 from pixelmill.models.ops.boxes import clip_boxes
 from pixelmill.models.ops.candidates import best_candidates, fetch, pieces, taken_from
@@ -31,7 +32,6 @@ from pixelmill.models.zoo import Architecture, ReadOut
 
 __all__ = [
     "PREFIX",
-    "Defaults",
     "architecture",
     "download_weights",
     "find_defaults",
@@ -48,21 +48,6 @@ _BACKGROUND = "__background__"
 _EPS_0 = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 
 Family = Literal["one_stage", "two_stage", "semantic", "classification"]
-
-
-class Defaults(NamedTuple):
-    """What weights say about their use.
-
-    Attributes:
-        classes: names, without placeholders.
-        arguments: of the builder, and of our own `class_indices` (output index of each class) and
-            `batch_norm_eps` (where the weights want another one than the builder's).
-        preprocess: as the weights were trained.
-    """
-
-    classes: tuple[str, ...]
-    arguments: Arguments
-    preprocess: PreprocessConfig
 
 
 def list_architectures() -> dict[str, tuple[TaskName, ...]]:
@@ -96,6 +81,9 @@ def find_defaults(
     name: str, arguments: Arguments, classes: Sequence[str] | None, weights: str
 ) -> Defaults:
     """Classes, arguments and preprocessing of a builder's weights; needs no download.
+
+    To the arguments come our own `class_indices` (output index of each class, without placeholders)
+    and `batch_norm_eps` (where the weights want another one than the builder's).
 
     Args:
         name: `torchvision/<builder>`.
@@ -241,7 +229,7 @@ def _preprocess(builder: str, arguments: Arguments, weights: Any) -> PreprocessC
     mean, std = tuple(preset.mean), tuple(preset.std)
     if family == "semantic":
         shorter = int(preset.resize_size[0])
-        return PreprocessConfig(canvases=_canvases(shorter, None, 8), mean=mean, std=std)
+        return PreprocessConfig(canvases=usual_canvases(shorter, None, 8), mean=mean, std=std)
     crop = int(preset.crop_size[0])
     return PreprocessConfig(
         resize="center_crop",
@@ -261,28 +249,12 @@ def _detector_preprocess(builder: str, arguments: Arguments) -> PreprocessConfig
         width, height = transform.fixed_size
         return PreprocessConfig(resize="stretch", canvases=((height, width),), mean=mean, std=std)
     return PreprocessConfig(
-        canvases=_canvases(
+        canvases=usual_canvases(
             int(transform.min_size[-1]), int(transform.max_size), int(transform.size_divisible)
         ),
         mean=mean,
         std=std,
     )
-
-
-def _canvases(shorter: int, longest: int | None, multiple: int) -> tuple[CanvasSize, ...]:
-    """Canvases of the usual aspects, 1, 4:3, 3:2 and 16:9, lying and standing."""
-
-    def up(length: float) -> int:
-        return -(-int(length) // multiple) * multiple
-
-    limit = up(longest) if longest else None
-    sizes: dict[CanvasSize, None] = {(up(shorter), up(shorter)): None}
-    for aspect in (4 / 3, 3 / 2, 16 / 9):
-        longer = up(shorter * aspect)
-        longer = min(longer, limit) if limit else longer
-        sizes[up(shorter), longer] = None
-        sizes[longer, up(shorter)] = None
-    return tuple(sizes)
 
 
 # --- trunks: everything up to the raw tensors -----------------------------------------------------

@@ -2,7 +2,8 @@
 
 A safetensors file holds tensors and nothing else, and PyTorch reads a pickle of tensors with
 `weights_only=True` without importing what the pickle names. A TorchScript archive is a program,
-and so is a pickle of a whole module: it may call any function of any package when it is opened.
+and so are a .pt2 file of torch.export (see `exported.py`) and a pickle of a whole module: they may
+call any function of any package when they are opened.
 """
 
 import pickle
@@ -17,15 +18,35 @@ import torch
 from torch import Tensor, nn
 
 from pixelmill.models.checkpoint import load_state
+from pixelmill.models.exported import ExportedNetwork
 
-__all__ = ["PROGRAMS", "load_program", "load_tensors", "refuse_program"]
+__all__ = [
+    "EXPORTED",
+    "PICKLE",
+    "PROGRAMS",
+    "TORCHSCRIPT",
+    "is_exported",
+    "is_torchscript",
+    "load_program",
+    "load_tensors",
+    "refuse_program",
+]
 
 TORCHSCRIPT = "torchscript"
+EXPORTED = "exported"
 PICKLE = "pickle"
 # Architectures that are in the weights file itself
-PROGRAMS = (TORCHSCRIPT, PICKLE)
+PROGRAMS = (TORCHSCRIPT, EXPORTED, PICKLE)
 
+_KINDS = {
+    TORCHSCRIPT: "a TorchScript archive",
+    EXPORTED: "a program of torch.export",
+    PICKLE: "a pickle",
+}
 _DATA_SUFFIXES = (".safetensors", ".onnx")
+# Where trainings keep the weights among other things; and what DataParallel puts before each name
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PARALLEL = "module."
 _NAMED = re.compile(r"GLOBAL ([\w.]+)")
 _MAX_NAMES = 5
 
@@ -50,6 +71,12 @@ def refuse_program(name: str, path: Path, architecture: str | None, *, trusted: 
             "trust whoever made it, set architecture: torchscript and trust: true (or --trust); "
             "else ask for the weights as safetensors, or export the network to ONNX"
         )
+    if is_exported(path):
+        raise ValueError(
+            f"{name}: {str(path)!r} is a program of torch.export, and opening it may run any code. "
+            "If you trust whoever made it, set trust: true (or --trust); else ask for the weights "
+            "as safetensors, or export the network to ONNX"
+        )
     if architecture in PROGRAMS:
         raise ValueError(
             f"{name}: architecture: {architecture} runs the code in {str(path)!r}. If you trust "
@@ -62,10 +89,22 @@ def refuse_program(name: str, path: Path, architecture: str | None, *, trusted: 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive that `torch.jit.save` wrote."""
+    return any(entry.endswith("/constants.pkl") for entry in _entries(path))
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file is an archive that `torch.export.save` wrote, or says so by its name."""
+    return path.suffix == ".pt2" or any(
+        entry.endswith(("/archive_format", "serialized_exported_program.json"))
+        for entry in _entries(path)
+    )
+
+
+def _entries(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
-        return False
+        return []
     with zipfile.ZipFile(path) as archive:
-        return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
+        return archive.namelist()
 
 
 def load_tensors(name: str, path: Path, *, trusted: bool) -> Mapping[str, Tensor]:
@@ -83,10 +122,21 @@ def load_tensors(name: str, path: Path, *, trusted: bool) -> Mapping[str, Tensor
         raise _refusal(name, path, _NAMED.findall(str(err))) from err
     if isinstance(state, nn.Module):
         state = state.state_dict()
+    state = _unwrapped(state)
     if not isinstance(state, dict):
         raise ValueError(
             f"{str(path)!r} must hold a state dict (names and tensors), got {type(state).__name__}"
         )
+    return state
+
+
+def _unwrapped(state: Any) -> Any:
+    """The weights among what trainings store beside them, under their own names."""
+    for name in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if isinstance(state, dict) and state and all(key.startswith(_PARALLEL) for key in state):
+        return {key.removeprefix(_PARALLEL): tensor for key, tensor in state.items()}
     return state
 
 
@@ -95,8 +145,8 @@ def load_program(name: str, path: Path, architecture: str, *, trusted: bool) -> 
 
     Args:
         name: of the model, for messages.
-        path: written by `torch.jit.save`, or by `torch.save` of a whole module.
-        architecture: "torchscript" or "pickle".
+        path: written by `torch.jit.save`, `torch.export.save`, or `torch.save` of a whole module.
+        architecture: "torchscript", "exported" or "pickle".
         trusted: see `refuse_program`.
 
     Raises:
@@ -105,11 +155,14 @@ def load_program(name: str, path: Path, architecture: str, *, trusted: bool) -> 
     refuse_program(name, path, architecture, trusted=trusted)
     if not trusted:  # whatever the file is: nothing below may run
         raise ValueError(f"{name}: {str(path)!r} is not trusted; set trust: true (or --trust)")
-    if (architecture == TORCHSCRIPT) != is_torchscript(path):
+    kind = TORCHSCRIPT if is_torchscript(path) else EXPORTED if is_exported(path) else PICKLE
+    if kind != architecture:
         raise ValueError(
-            f"{name}: {str(path)!r} is {'a' if architecture == PICKLE else 'no'} TorchScript "
-            f"archive; set architecture: {PICKLE if architecture == TORCHSCRIPT else TORCHSCRIPT}"
+            f"{name}: {str(path)!r} is {_KINDS[kind]}, not {_KINDS[architecture]}; set "
+            f"architecture: {kind}"
         )
+    if architecture == EXPORTED:
+        return ExportedNetwork(path)
     if architecture == TORCHSCRIPT:
         with warnings.catch_warnings():
             # PyTorch 2.15 deprecates the format; who was given such a file can do nothing about it

@@ -1,7 +1,5 @@
 """A user's function between the raw outputs of their network and predictions."""
 
-import hashlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +18,7 @@ from pixelmill.models.interface import (
     ViewOutput,
 )
 from pixelmill.models.spec import ModelSpec
+from pixelmill.models.user_code import import_file
 
 __all__ = ["Decode", "load_decode", "read_arrays"]
 
@@ -36,24 +35,7 @@ def load_decode(spec: ModelSpec) -> Decode | None:
     if spec.decode_path is None or spec.decode_function is None:
         return None
     path = Path(spec.decode_path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{spec.name}: no decode file at {str(path)!r}; workers need it at the same path as "
-            "the planner"
-        )
-    if hashlib.sha256(path.read_bytes()).hexdigest() != spec.decode_sha256:
-        raise ValueError(
-            f"{spec.name}: {str(path)!r} has changed since the run was planned; start a new run"
-        )
-    module_spec = importlib.util.spec_from_file_location(f"_pixelmill_decode_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"{spec.name}: {str(path)!r} is no Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    function: Any = getattr(module, spec.decode_function, None)
-    if not callable(function):
-        raise ValueError(f"{spec.name}: {str(path)!r} has no function {spec.decode_function!r}")
-    return cast("Decode", function)
+    return cast("Decode", import_file(spec.name, path, spec.decode_function, spec.decode_sha256))
 
 
 def read_arrays(
