@@ -9,7 +9,8 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ _SCHEMES = (*OBJECT_SCHEMES, "memory")
 _CONFLICT_TRIES = 8
 # What S3 takes in one bulk delete
 _DELETE_BATCH = 1000
+# Objects written at once: they wait for the disk or network
+_WRITERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,14 @@ class Backend(Hashable, Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace an object, whole or not at all."""
+        ...
+
+    def put_new(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects whose names are nobody else's, and are read by nobody yet.
+
+        All of them are durable when it returns. Who is killed before leaves some, and torn ones: so
+        what makes them count is written afterwards.
+        """
         ...
 
     def get(self, key: str) -> bytes:
@@ -171,6 +182,16 @@ class LocalBackend:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def put_new(self, objects: Mapping[str, bytes]) -> None:
+        """Write the files in place, several at once, then sync each folder once."""
+        if not self._root.is_dir():
+            raise gone_away(self.root)
+        files = {self._path(key): data for key, data in objects.items()}
+        folders = _make_folders({path.parent for path in files})
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(_write_durably, files, files.values()))
+            list(pool.map(fsync_folder, folders))
+
     def get(self, key: str) -> bytes:
         """The file's content."""
         return self._path(key).read_bytes()
@@ -249,6 +270,11 @@ class ObjectBackend:
     def put(self, key: str, data: bytes) -> None:
         """Put; a multipart upload shows nothing until it is complete."""
         patiently(self.root, key, lambda: obstore.put(self._objects, key, data))
+
+    def put_new(self, objects: Mapping[str, bytes]) -> None:
+        """Put each, several at once."""
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(self.put, objects, objects.values()))
 
     def get(self, key: str) -> bytes:
         """The object's bytes."""
@@ -428,6 +454,35 @@ def make_folder(folder: Path) -> None:
             raise
         make_folder(folder)  # it was there, empty, and another process removed it
     fsync_folder(folder.parent)
+
+
+def _make_folders(folders: Iterable[Path]) -> set[Path]:
+    """Make folders, and those above them.
+
+    Returns:
+        What has to be synced for them and for new files in them to survive a power loss.
+    """
+    changed = set(folders)
+    for folder in folders:
+        while not folder.is_dir():
+            folder = folder.parent
+            changed.add(folder)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return changed
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a file under a name that nobody else uses."""
+    try:
+        file = path.open("wb")
+    except FileNotFoundError:  # another process pruned a folder that was empty
+        make_folder(path.parent)
+        file = path.open("wb")
+    with file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +47,6 @@ _ZSTD_LEVEL = 1
 _GRID = (
     "original image pixels after EXIF rotation, top-left aligned; valid area is [:height,:width]"
 )
-_WRITERS = 8
 _FULL_WORD = 2**32 - 1
 
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -341,14 +339,12 @@ def _add_coordinates(objects: dict[str, Buffer], path: str, images: Sequence[_Pa
 
 
 def _seal(backend: Backend, key: str, objects: dict[str, bytes]) -> None:
-    """Write chunks, then the metadata of what is below, then the root: it makes the store open."""
+    """Write all below the root, then the root, which makes the store open."""
     metadata = {name: data for name, data in objects.items() if name.endswith("zarr.json")}
-    chunks = {name: data for name, data in objects.items() if name not in metadata}
     root = _consolidate(metadata, objects)
-    del metadata["zarr.json"]
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        for batch in (chunks, metadata):
-            list(pool.map(lambda item: backend.put(f"{key}/{item[0]}", item[1]), batch.items()))
+    backend.put_new(
+        {f"{key}/{name}": data for name, data in objects.items() if name != "zarr.json"}
+    )
     backend.put(f"{key}/zarr.json", root)
 
 

@@ -9,7 +9,6 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -39,8 +38,6 @@ from pixelmill.tasks.store.schemas import (
 )
 
 __all__ = ["ShardWriter"]
-
-_STAGERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +155,9 @@ class ShardWriter:
             tables.append(("catalog", self._catalog_table(), None))
         if self._failures:
             tables.append(("failures", self._failures_table(), None))
-        with ThreadPoolExecutor(_STAGERS) as pool:  # they wait for the disk or network
-            self._files = tuple(pool.map(lambda item: self._stage(*item), tables))
+        staged = [self._encoded(*item) for item in tables]
+        self._store.backend.put_new({file.path: data for file, data in staged})
+        self._files = tuple(file for file, _ in staged)
 
     @property
     def num_bytes(self) -> int:
@@ -246,13 +244,14 @@ class ShardWriter:
             self._store.backend, self._mask_stores[model_key], attributes
         )
 
-    def _stage(self, name: str, table: pa.Table, model_key: str | None) -> StagedFile:
+    def _encoded(
+        self, name: str, table: pa.Table, model_key: str | None
+    ) -> tuple[StagedFile, bytes]:
         classes = () if model_key is None else self._classes[model_key]
         metadata = table_metadata(name, model_key, classes)
         data = encode_table(table.replace_schema_metadata(metadata))
         path = layout.staged_key(self.shard_id, self.attempt, name, model_key)
-        self._store.backend.put(path, data)
-        return StagedFile(
+        file = StagedFile(
             table=name,
             model_key=model_key,
             path=path,
@@ -260,6 +259,7 @@ class ShardWriter:
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
         )
+        return file, data
 
     def _catalog_table(self) -> pa.Table:
         added = {"run_id": self._run.run_id}

@@ -1,6 +1,7 @@
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import obstore
 import pytest
@@ -49,6 +50,27 @@ def test_put_replaces(backend):
     backend.put("t/x", b"newer")
     assert backend.get("t/x") == b"newer"
     assert list(backend.list("t")) == [Entry("t/x", 5)]
+
+
+def test_many_new_objects_are_put_at_once(backend):
+    objects = {f"a/{index}/{index % 3}/x": bytes([index]) for index in range(20)} | {"y": b""}
+    backend.put_new(objects)
+    assert {key: backend.get(key) for key in objects} == objects
+    backend.put_new({})
+
+
+def test_new_files_and_every_folder_that_got_an_entry_are_synced_once(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "a").mkdir()
+    LocalBackend(str(tmp_path)).put_new({"a/b/c/x": b"1", "a/b/d/y": b"2", "a/b/d/z": b"3"})
+    names = ["a", "a/b", "a/b/c", "a/b/c/x", "a/b/d", "a/b/d/y", "a/b/d/z"]
+    assert sorted(synced) == [str(tmp_path / name) for name in names]
 
 
 def test_list_is_sorted_recursive_and_bound_to_the_folder(backend):

@@ -196,6 +196,10 @@ class StopAfter(LocalBackend):
 
     left = 0
 
+    def put_new(self, objects):
+        for key, data in objects.items():
+            self.put(key, data)
+
     def put(self, key, data):
         if StopAfter.left == 0:
             raise KeyboardInterrupt

@@ -58,10 +58,11 @@ def test_of_two_attempts_at_once_one_wins_and_the_other_cleans_up(store, fakes, 
     assert all(receipts[0].attempt in key for key in keys)
 
 
-def test_abort_leaves_nothing(store, fakes, run, monkeypatch):
+@pytest.mark.parametrize("number", [1, 2])
+def test_abort_leaves_nothing(store, fakes, run, monkeypatch, number):
     writer = fakes.write_shard(store, run, 0)
     before = [entry.key for entry in store.backend.list("")]
-    monkeypatch.setattr(type(store.backend), "put", _die_at(store, 9))
+    monkeypatch.setattr(type(store.backend), "put_new", _die_within(store, number))
     with pytest.raises(KeyboardInterrupt):
         writer.commit()
     assert [entry.key for entry in store.backend.list("")] != before
@@ -69,16 +70,17 @@ def test_abort_leaves_nothing(store, fakes, run, monkeypatch):
     assert [entry.key for entry in store.backend.list("")] == before
 
 
-def _die_at(store, number):
-    real, calls = type(store.backend).put, []
+def _die_within(store, number):
+    real, calls = type(store.backend).put_new, []
 
-    def put(self, key, data):
-        calls.append(key)
-        if len(calls) > number:
+    def put_new(self, objects):
+        calls.append(objects)
+        if len(calls) == number:
+            real(self, dict(list(objects.items())[:2]))
             raise KeyboardInterrupt
-        real(self, key, data)
+        real(self, objects)
 
-    return put
+    return put_new
 
 
 def test_abort_spares_what_may_be_committed(store, fakes, run, monkeypatch):
