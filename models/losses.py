@@ -18,10 +18,13 @@ from pixelmill.models.ops.boxes import (
 
 __all__ = [
     "BoxLoss",
+    "balanced_weights",
     "box_loss",
     "dice_loss",
+    "dice_per_class",
     "giou_loss",
     "hard_negatives",
+    "pixel_cross_entropy",
     "pixel_weights",
     "sigmoid_focal_loss",
     "weighted_sum",
@@ -133,8 +136,8 @@ def hard_negatives(errors: Tensor, positive: Tensor, ratio: float) -> Tensor:
     return (place < wanted) & ~positive
 
 
-def dice_loss(probs: Tensor, targets: Tensor, *, epsilon: float = 1e-6) -> Tensor:
-    """1 - Dice coefficient with squared sums, per class, averaged over the classes.
+def dice_per_class(probs: Tensor, targets: Tensor, *, epsilon: float = 1e-6) -> Tensor:
+    """1 - Dice coefficient with squared sums, of each class.
 
     Args:
         probs: (B, K, ...) float in [0, 1].
@@ -142,14 +145,94 @@ def dice_loss(probs: Tensor, targets: Tensor, *, epsilon: float = 1e-6) -> Tenso
         epsilon: added above and below, so that a class that is in neither costs nothing.
 
     Returns:
-        Scalar in [0, 1].
+        (K,) in [0, 1].
 
     Source: Milletari et al., V-Net, 2016, section 3, over the pixels of the whole batch.
     """
     over = (0, *range(2, probs.ndim))
     overlap = 2 * (targets * probs).sum(over) + epsilon
     total = (targets**2).sum(over) + (probs**2).sum(over) + epsilon
-    return (1 - overlap / total).mean()
+    return 1 - overlap / total
+
+
+def dice_loss(
+    probs: Tensor,
+    targets: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    epsilon: float = 1e-6,
+) -> Tensor:
+    """Mean of `dice_per_class` over the classes.
+
+    Args:
+        probs: (B, K, ...) float in [0, 1].
+        targets: the same shape.
+        class_weights: (K,) of the mean; None: all the same.
+        epsilon: see `dice_per_class`.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    losses = dice_per_class(probs, targets, epsilon=epsilon)
+    if class_weights is None:
+        return losses.mean()
+    return (class_weights * losses).sum() / class_weights.sum()
+
+
+def balanced_weights(frequencies: Tensor) -> Tensor:
+    """Class weights that make up for rarity: mean frequency over own frequency.
+
+    Args:
+        frequencies: (K,) pixels or objects of each class.
+
+    Returns:
+        (K,) float; 0 for a class that does not occur.
+
+    Source: what scikit-learn calls class_weight="balanced", after King and Zeng, Logistic
+    Regression in Rare Events Data, 2001.
+    """
+    counts = frequencies.float()
+    return torch.where(counts > 0, counts.sum() / (len(counts) * counts.clamp(min=1)), 0.0)
+
+
+def pixel_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    void: int,
+    class_weights: Tensor | None = None,
+    weights: Tensor | None = None,
+    hard_share: float | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the pixels that are not void, each with its weight.
+
+    Args:
+        logits: (B, K, H, W) float.
+        labels: (B, H, W) int64.
+        void: label that is not learnt from.
+        class_weights: (K,) factor on the pixels of each class.
+        weights: (B, H, W) factor on each pixel, such as `pixel_weights`.
+        hard_share: only this share of the pixels, those that cost most, is learnt from.
+
+    Returns:
+        Scalar: the weighted sum over the sum of the weights, 0 where all pixels are void.
+
+    Source: Ronneberger et al., U-Net, 2015, equation 1; the choice of the hardest pixels: Pohlen et
+    al., Full-Resolution Residual Networks, 2017 (bootstrapped cross-entropy).
+    """
+    errors = F.cross_entropy(logits, labels, ignore_index=void, reduction="none")
+    factor = (labels != void).float()
+    if weights is not None:
+        factor = factor * weights
+    if class_weights is not None:
+        factor = factor * class_weights.to(factor)[labels.masked_fill(labels == void, 0)]
+    if hard_share is not None:
+        costs = (errors.detach() * factor).flatten()
+        number = max(1, round(hard_share * int((factor > 0).sum())))
+        hardest = torch.zeros_like(costs)
+        hardest[costs.topk(number).indices] = 1
+        factor = factor * hardest.view_as(factor)
+    return (errors * factor).sum() / factor.sum().clamp(min=1e-6)
 
 
 def pixel_weights(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelmill.models.interface import SemanticOutput
-from pixelmill.models.losses import dice_loss
+from pixelmill.models.losses import dice_loss, pixel_cross_entropy
 from pixelmill.models.ops.masks import settled
 from pixelmill.models.spec import ModelSpec
 from pixelmill.models.targets import SemanticTarget, Target
@@ -36,6 +36,8 @@ def semantic_loss(
     targets: Sequence[Target],
     *,
     auxiliary_weight: float = 1.0,
+    class_weights: Tensor | None = None,
+    hard_share: float | None = None,
 ) -> dict[str, Tensor]:
     """Cross-entropy and Dice over the pixels that are not void.
 
@@ -44,24 +46,49 @@ def semantic_loss(
         outputs: (B, K, H, W) logits; or a tuple of them, of which all but the first are auxiliary.
         targets: `SemanticTarget` per image.
         auxiliary_weight: of the mean of the auxiliary classifiers' terms.
+        class_weights: (K,) of both terms.
+        hard_share: of the pixels whose cross-entropy is learnt from, the worst; None: all.
 
     Returns:
         Scalars "cross_entropy" and "dice", and "auxiliary" where there are such outputs.
     """
-    labels = torch.stack([cast("SemanticTarget", target).labels for target in targets]).long()
+    truths = [cast("SemanticTarget", target) for target in targets]
+    labels = torch.stack([truth.labels for truth in truths]).long()
+    known = [truth.weights for truth in truths if truth.weights is not None]
+    weights = torch.stack(known) if len(known) == len(truths) else None
+
+    def terms_of(logits: Tensor) -> dict[str, Tensor]:
+        return _terms(logits.float(), labels, class_weights, weights, hard_share)
+
     main, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-    terms = _terms(main, labels)
+    terms = terms_of(main)
     if auxiliary:
-        sums = [sum(_terms(logits, labels).values(), torch.zeros(())) for logits in auxiliary]
+        sums = [torch.stack([*terms_of(logits).values()]).sum() for logits in auxiliary]
         terms["auxiliary"] = auxiliary_weight * torch.stack(sums).mean()
     return terms
 
 
-def _terms(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    logits = outputs.float()
+def _terms(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+    weights: Tensor | None,
+    hard_share: float | None,
+) -> dict[str, Tensor]:
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.device)
     valid = (labels != VOID)[:, None]
     one_hot = F.one_hot(labels.masked_fill(labels == VOID, 0), logits.shape[1]).permute(0, 3, 1, 2)
     return {
-        "cross_entropy": F.cross_entropy(logits, labels, ignore_index=VOID),
-        "dice": dice_loss(logits.softmax(dim=1) * valid, one_hot * valid),
+        "cross_entropy": pixel_cross_entropy(
+            logits,
+            labels,
+            void=VOID,
+            class_weights=class_weights,
+            weights=weights,
+            hard_share=hard_share,
+        ),
+        "dice": dice_loss(
+            logits.softmax(dim=1) * valid, one_hot * valid, class_weights=class_weights
+        ),
     }

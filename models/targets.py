@@ -28,9 +28,11 @@ class SemanticTarget:
 
     Attributes:
         labels: (H, W) integer, the canvas' size; 255 is not learnt from.
+        weights: (H, W) float, factor on each pixel's cross-entropy; None: 1.
     """
 
     labels: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

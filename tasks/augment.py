@@ -1,130 +1,204 @@
-"""Random changes of training images, with their truth."""
+"""Random changes of training images, with their truth: torchvision v2's transforms.
 
-from dataclasses import dataclass, replace
+What v2 has is v2's. Of our own are the placing, because a canvas of training is to be laid as the
+engine lays it when scoring (v2's ScaleJitter and RandomCrop know letterboxes of one form and take
+the nearest pixel of label maps half a pixel off), and which cut objects are still learnt.
+"""
+
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize_image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from pixelmill.configs.schema import TrainConfig
-from pixelmill.models.ops.boxes import box_area, clip_boxes, large_enough
+from pixelmill.models.ops.boxes import box_area, large_enough
 from pixelmill.models.targets import BoxTarget, SemanticTarget, Target
+from pixelmill.tasks.engine.views import Placement, choose_canvas, place_whole
 
-__all__ = ["Window", "change_colours", "move_image", "move_target", "sample_window"]
+__all__ = ["Place", "Size", "augment", "canvas_size", "make_transform"]
 
-_VOID = 255
+Size = tuple[int, int]
+
+VOID = 255
 # An object of which less is left after a crop is not learnt: often nobody could tell what it is.
 _MIN_VISIBLE = 0.3
 _MIN_SIDE = 4.0
+# Sides of enlarged canvases: what feature pyramids need
+_MULTIPLE = 32
+_RIGHT_ANGLES = (0, 90, 180, 270)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The part of a canvas that is shown on the whole canvas; it may reach beyond it.
-
-    Attributes:
-        top: first row.
-        left: first column.
-        size: (height, width).
-        flip: mirrored left to right afterwards.
-    """
-
-    top: int
-    left: int
-    size: tuple[int, int]
-    flip: bool
-
-
-def sample_window(
-    canvas: tuple[int, int], config: TrainConfig, generator: torch.Generator
-) -> Window:
-    """Choose magnification, place and mirroring; the place such that no more than need be is lost.
+def canvas_size(image_size: Size, config: TrainConfig, scale: float = 1.0) -> Size:
+    """(height, width) of what the network is shown of an image while training.
 
     Args:
-        canvas: (height, width) in pixels.
-        config: its scale_range and horizontal_flip.
-        generator: of the random numbers.
+        image_size: (height, width) of the original.
+        config: its canvases, or its crop.
+        scale: of `canvas_scales`.
     """
-    low, high = config.scale_range
-    scale_share, row_share, column_share, coin = torch.rand(4, generator=generator).tolist()
-    scale = low * (high / low) ** scale_share
-    height, width = (max(1, round(side / scale)) for side in canvas)
-    return Window(
-        top=round((canvas[0] - height) * row_share),
-        left=round((canvas[1] - width) * column_share),
-        size=(height, width),
-        flip=config.horizontal_flip and coin < 0.5,
+    return _scaled(config.crop or choose_canvas(image_size, config.preprocess), scale)
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    if scale == 1:
+        return size
+    height, width = (max(_MULTIPLE, _MULTIPLE * round(side * scale / _MULTIPLE)) for side in size)
+    return height, width
+
+
+def _lay(image_size: Size, config: TrainConfig, scale: float) -> Placement:
+    """Where the whole image lies without any magnification."""
+    preprocess = config.preprocess
+    if config.crop is None and scale != 1:
+        canvas = _scaled(choose_canvas(image_size, preprocess), scale)
+        shorter = preprocess.crop_from and round(preprocess.crop_from * scale)
+        preprocess = preprocess.model_copy(update={"canvases": (canvas,), "crop_from": shorter})
+    return place_whole(image_size, preprocess)
+
+
+class Place(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """Resize an image as the engine does, times a random magnification, and cut or pad it.
+
+    The place is random where there is a choice, and such that no more than need be is lost.
+
+    Args:
+        config: its preprocess, scale_range and crop.
+        scale: of `canvas_scales`.
+        mask_fill: of masks and label maps beyond the image.
+    """
+
+    def __init__(self, config: TrainConfig, scale: float, mask_fill: int) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = scale
+        self.mask_fill = mask_fill
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw magnification and place."""
+        image = next(each for each in flat_inputs if isinstance(each, tv_tensors.Image))
+        size = (image.shape[-2], image.shape[-1])
+        canvas = canvas_size(size, self.config, self.scale)
+        laid = _lay(size, self.config, self.scale)
+        low, high = self.config.scale_range
+        shares = torch.rand(3).tolist()
+        magnification = low * (high / low) ** shares[0]
+        resized = tuple(max(1, round(side * magnification)) for side in laid.resized)
+        is_fixed = low == high == 1 and self.config.crop is None
+        spans = []
+        for axis, cut in enumerate((laid.crop_top, laid.crop_left)):
+            slack = canvas[axis] - resized[axis]
+            # the engine's place, or a random one
+            offset = -cut if is_fixed else round(slack * shares[1 + axis])
+            start = max(0, -offset)
+            length = min(resized[axis] - start, canvas[axis] - max(0, offset))
+            before = max(0, offset)
+            spans.append((start, length, before, canvas[axis] - length - before))
+        return {"resized": list(resized), "rows": spans[0], "columns": spans[1]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply what was drawn."""
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        resized = F.resize(
+            inpt,
+            params["resized"],
+            # v2's own choice for masks, "nearest", lies half a pixel off
+            interpolation=InterpolationMode.NEAREST_EXACT
+            if is_mask
+            else InterpolationMode(self.config.preprocess.interpolation),
+            antialias=self.config.preprocess.antialias,
+        )
+        (top, rows, above, below), (left, columns, before, behind) = (
+            params["rows"],
+            params["columns"],
+        )
+        part = F.crop(resized, top, left, rows, columns)
+        if not any((above, below, before, behind)):
+            return part
+        fill = self.mask_fill if is_mask else self.config.preprocess.pad_value
+        return F.pad(part, [before, above, behind, below], fill=float(fill))
+
+
+def make_transform(config: TrainConfig, scale: float) -> v2.Transform:
+    """All that happens to an image before it is normalised.
+
+    Args:
+        config: of the training.
+        scale: of `canvas_scales`, of this batch.
+
+    Returns:
+        A transform of a dict of tv_tensors, whose image is (3, H, W) uint8 RGB.
+    """
+    mask_fill = VOID if config.task == "semantic_segmentation" else 0
+    fill = {tv_tensors.Image: config.preprocess.pad_value, tv_tensors.Mask: mask_fill}
+    steps: list[v2.Transform] = []
+    if config.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if config.vertical_flip:
+        steps.append(v2.RandomVerticalFlip())
+    if config.right_angles:
+        turns = [v2.RandomRotation([angle, angle], expand=True) for angle in _RIGHT_ANGLES]
+        steps.append(v2.RandomChoice(turns))
+    if config.elastic:
+        steps.append(v2.ElasticTransform(alpha=config.elastic, fill=fill))
+    if config.iou_crop:
+        steps.append(v2.RandomIoUCrop())
+    steps.append(Place(config, scale, mask_fill))
+    if config.color_jitter:
+        amount = config.color_jitter
+        steps.append(v2.ColorJitter(brightness=amount, contrast=amount, saturation=amount))
+    return v2.Compose(steps)
+
+
+def augment(image: Tensor, target: Target, transform: v2.Transform) -> tuple[Tensor, Target]:
+    """An image and its truth, changed together; random numbers are torch's own.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        target: in pixels of that image; a caption or a class stays as it is.
+        transform: of `make_transform`.
+
+    Returns:
+        The image and the target of its canvas.
+    """
+    sample: dict[str, Tensor] = {"image": tv_tensors.Image(image)}
+    if isinstance(target, BoxTarget):
+        # Twice: what is left of a box after all cutting is compared with the whole of it
+        sample["boxes"] = _boxes(target, image, clamping_mode="hard")
+        sample["whole"] = _boxes(target, image, clamping_mode=None)
+        if target.masks is not None:
+            sample["masks"] = tv_tensors.Mask(target.masks)
+    elif isinstance(target, SemanticTarget):
+        sample["labels"] = tv_tensors.Mask(target.labels[None])
+        if target.weights is not None:
+            sample["weights"] = tv_tensors.Mask(target.weights[None])
+    changed = {key: each.as_subclass(Tensor) for key, each in transform(sample).items()}
+    if isinstance(target, BoxTarget):
+        return changed["image"], _visible(target, changed)
+    if isinstance(target, SemanticTarget):
+        weights = changed["weights"][0] if "weights" in changed else None
+        return changed["image"], SemanticTarget(changed["labels"][0], weights)
+    return changed["image"], target
+
+
+def _boxes(target: BoxTarget, image: Tensor, clamping_mode: str | None) -> Tensor:
+    return tv_tensors.BoundingBoxes(
+        target.boxes_xyxy,
+        format=tv_tensors.BoundingBoxFormat.XYXY,
+        canvas_size=(image.shape[-2], image.shape[-1]),
+        clamping_mode=clamping_mode,
     )
 
 
-def move_image(image: Tensor, window: Window, pad_value: int) -> Tensor:
-    """Show the window of a (3, H, W) uint8 image on a canvas of the same size."""
-    canvas = image.shape[-2:]
-    part = _cut(image, window, pad_value)
-    resized = part if part.shape == image.shape else resize_image(part, list(canvas))
-    return resized.flip(-1) if window.flip else resized
-
-
-def move_target(target: Target, window: Window, canvas: tuple[int, int]) -> Target:
-    """What the truth becomes; a caption stays as it is."""
-    if isinstance(target, BoxTarget):
-        return _move_boxes(target, window, canvas)
-    if isinstance(target, SemanticTarget):
-        return replace(target, labels=_move_labels(target.labels[None], window, canvas, _VOID)[0])
-    return target
-
-
-def _cut(planes: Tensor, window: Window, fill: int) -> Tensor:
-    """(C, H, W) -> (C, *window.size); negative padding cuts."""
-    height, width = planes.shape[-2:]
-    right = window.left + window.size[1] - width
-    bottom = window.top + window.size[0] - height
-    return F.pad(planes, (-window.left, right, -window.top, bottom), value=fill)
-
-
-def _move_labels(labels: Tensor, window: Window, canvas: tuple[int, int], fill: int) -> Tensor:
-    """(C, H, W) uint8, by the nearest pixel."""
-    part = _cut(labels, window, fill)
-    resized = F.interpolate(part[None], size=canvas, mode="nearest-exact")[0]
-    return resized.flip(-1) if window.flip else resized
-
-
-def _move_boxes(target: BoxTarget, window: Window, canvas: tuple[int, int]) -> BoxTarget:
-    scale_y, scale_x = (side / part for side, part in zip(canvas, window.size, strict=True))
-    shift = target.boxes_xyxy.new_tensor((window.left, window.top) * 2)
-    scale = target.boxes_xyxy.new_tensor((scale_x, scale_y) * 2)
-    whole = (target.boxes_xyxy - shift) * scale
-    if window.flip:
-        whole = torch.stack(
-            (canvas[1] - whole[:, 2], whole[:, 1], canvas[1] - whole[:, 0], whole[:, 3]), dim=1
-        )
-    boxes_xyxy = clip_boxes(whole, canvas)
+def _visible(target: BoxTarget, changed: dict[str, Tensor]) -> BoxTarget:
+    """The objects of which enough is left."""
+    boxes_xyxy, whole = changed["boxes"].float(), changed["whole"].float()
     kept = large_enough(boxes_xyxy, _MIN_SIDE) & (
         box_area(boxes_xyxy) >= _MIN_VISIBLE * box_area(whole)
     )
-    masks = target.masks
-    if masks is not None:
-        masks = masks[kept]
-        masks = _move_labels(masks, window, canvas, 0) if len(masks) else masks
+    masks = changed["masks"][kept] if target.masks is not None else None
     return replace(target, boxes_xyxy=boxes_xyxy[kept], labels=target.labels[kept], masks=masks)
-
-
-def change_colours(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast and saturation of each image by a random factor.
-
-    Args:
-        images: (B, 3, H, W) float in [0, 1], RGB.
-        amount: factors are drawn from 1 - amount to 1 + amount.
-        generator: of the random numbers.
-
-    Returns:
-        The same shape, in [0, 1].
-    """
-    factors = 1 + amount * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator) - 1)
-    brightness, contrast, saturation = factors
-    grey = images.mean(dim=1, keepdim=True)
-    images = grey + saturation * (images - grey)
-    mean = grey.mean(dim=(2, 3), keepdim=True)
-    images = brightness * (mean + contrast * (images - mean))
-    return images.clamp(0, 1)

@@ -1,39 +1,47 @@
-"""Images with truth, laid on their canvases as the engine lays them, for training."""
+"""Images with truth for training: what is trained on, what is kept apart, read one by one."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pycocotools import mask as mask_codec
 from torch import Tensor
 
-from pixelmill.configs.schema import IngestConfig, TrainConfig
+from pixelmill.configs.schema import IngestConfig, PixelWeights, TrainConfig
 from pixelmill.models.captioning import build_vocabulary, encode_caption
-from pixelmill.models.ops.boxes import clip_boxes, large_enough
-from pixelmill.models.targets import BoxTarget, CaptionTarget, SemanticTarget, Target
+from pixelmill.models.losses import pixel_weights
+from pixelmill.models.ops.boxes import large_enough
+from pixelmill.models.targets import BoxTarget, CaptionTarget, ClassTarget, SemanticTarget, Target
+from pixelmill.tasks.box_files import load_boxes
 from pixelmill.tasks.engine.decode import decode_image
-from pixelmill.tasks.engine.views import Placement, draw_view, place_whole
-from pixelmill.tasks.metrics.detection import InstanceTruth, TruthImage
+from pixelmill.tasks.engine.header import read_header
+from pixelmill.tasks.metrics.detection import TruthImage
+from pixelmill.tasks.metrics.membranes import label_components
 from pixelmill.tasks.names import name_fault, place_inside
 from pixelmill.tasks.scenes import SEMANTIC_CLASSES, write_scenes
-from pixelmill.tasks.truth import (
-    load_captions,
-    load_coco_instances,
-    load_semantic,
-    read_label_map,
-)
+from pixelmill.tasks.truth import load_captions, load_labels, load_semantic, read_label_map
 
-__all__ = ["DataSource", "Dataset", "Example", "load_dataset", "locate_data", "split_names"]
+__all__ = [
+    "DataSource",
+    "Dataset",
+    "Example",
+    "class_frequencies",
+    "load_dataset",
+    "locate_data",
+    "split_names",
+]
 
 _VOID = 255
 _MIN_SIDE = 2.0
 _SCENES = "scenes:"
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,9 @@ class Example:
     """One training image.
 
     Attributes:
-        image: (3, H, W) uint8 RGB canvas.
-        targets: one is learnt at a time; several where a picture has several captions.
+        image: (3, H, W) uint8 RGB, as large as the file.
+        targets: in its pixels; one is learnt at a time, several where a picture has several
+            captions.
     """
 
     image: Tensor
@@ -59,20 +68,31 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What is trained on, and what is kept apart.
+    """What is trained on, and what is kept apart. It can be pickled for other processes.
 
     Attributes:
-        examples: of the training images.
-        held_out: paths of the other images that have truth, relative to the source's folder.
+        names: paths of the training images, relative to the source's folder.
+        held_out: those of the other images that have truth.
         classes: names by index; empty for captions.
         vocabulary: tokens by index, of captions; else empty.
+        read: name of a training image -> image and truth.
     """
 
     source: DataSource
-    examples: tuple[Example, ...]
+    names: tuple[str, ...]
     held_out: tuple[str, ...]
     classes: tuple[str, ...]
     vocabulary: tuple[str, ...]
+    read: Callable[[str], Example]
+
+    def sizes(self) -> list[Size]:
+        """(height, width) of every training image, as its header says."""
+        headers = (read_header(self.locate(name).read_bytes()) for name in self.names)
+        return [(header.height, header.width) for header in headers]
+
+    def locate(self, name: str) -> Path:
+        """The file of an image, which is inside of the source's folder."""
+        return place_inside(self.source.images, name)
 
 
 def locate_data(config: TrainConfig, base: Path) -> DataSource:
@@ -106,26 +126,39 @@ def _render(config: TrainConfig, base: Path) -> DataSource:
     # what write_scenes writes last
     if not (folder / "labels.csv").exists():
         write_scenes(folder, count, seed)
-    truths = {"semantic_segmentation": "semantic", "captioning": "captions.json"}
+    truths = {
+        "semantic_segmentation": "semantic",
+        "captioning": "captions.json",
+        "classification": "labels.csv",
+    }
     return DataSource(folder / "images", folder / truths.get(config.task, "instances.json"))
 
 
 def load_dataset(config: TrainConfig, base: Path) -> Dataset:
-    """Read all training images and their truth into memory.
+    """Read the truth, and share its images out; the images themselves are read while training.
 
     Raises:
-        ValueError: the truth cannot be used, or no image is left to train on.
+        ValueError: the truth cannot be used, an image leads out of its folder, or none is left to
+            train on.
+        FileNotFoundError: images or truth are not there.
     """
     source = locate_data(config, base)
     loaders = {
         "semantic_segmentation": _load_semantic,
         "captioning": _load_captions,
+        "classification": _load_classes,
         "detection": _load_boxes,
         "instance_segmentation": _load_boxes,
     }
     dataset = loaders[config.task](config, source, base)
-    if not dataset.examples:
+    if not dataset.names:
         raise ValueError(f"{config.name}: no image of {source.images} has truth to train on")
+    missing = [name for name in dataset.names if not dataset.locate(name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{config.name}: {len(missing)} of {len(dataset.names)} images of the truth are not in "
+            f"{source.images}, first {missing[0]!r}"
+        )
     return dataset
 
 
@@ -162,55 +195,162 @@ def _share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
+def class_frequencies(dataset: Dataset) -> NDArray[np.int64]:
+    """(K,) pixels of each class over all training label maps; void is not counted."""
+    counts = np.zeros(len(dataset.classes), np.int64)
+    for name in dataset.names:
+        for target in dataset.read(name).targets:
+            assert isinstance(target, SemanticTarget)
+            values = target.labels[target.labels != _VOID].numpy().ravel()
+            counts += np.bincount(values, minlength=len(counts))[: len(counts)]
+    return counts
+
+
+def _read_image(path: Path) -> Tensor:
+    """(3, H, W) uint8 RGB."""
+    pixels = decode_image(path.read_bytes(), max_pixels=IngestConfig().max_pixels).pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
 def _load_boxes(config: TrainConfig, source: DataSource, base: Path) -> Dataset:
-    truth = load_coco_instances(source.truth)
+    truth = load_boxes(source.truth, source.images, config.classes)
     with_masks = config.task == "instance_segmentation"
     if with_masks and not truth.has_masks:
         raise ValueError(f"{source.truth} has boxes without masks; use task: detection")
     by_name = {image.file_name: image for image in truth.images}
     names, held_out = split_names(tuple(by_name), config, base)
-    examples = []
-    for name in names:
-        image, placement = _read_canvas(place_inside(source.images, name), config)
-        target = _box_target(truth, by_name[name], placement, with_masks=with_masks)
-        examples.append(Example(image, (target,)))
-    return Dataset(
-        source,
-        tuple(examples),
-        held_out,
-        classes=tuple(category.name for category in truth.categories),
-        vocabulary=(),
+    notes: dict[int, list[Mapping[str, Any]]] = {image.id: [] for image in truth.images}
+    for note in truth.annotations:
+        # crowds are not learnt
+        if not note["iscrowd"]:
+            notes[note["image_id"]].append(note)
+    read = _ReadBoxes(
+        folder=source.images,
+        images={name: by_name[name] for name in names},
+        notes={name: tuple(notes[by_name[name].id]) for name in names},
+        class_index={category.id: index for index, category in enumerate(truth.categories)},
+        with_masks=with_masks,
     )
+    classes = tuple(category.name for category in truth.categories)
+    return Dataset(source, names, held_out, classes, (), read)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadBoxes:
+    """Objects of one image in its pixels."""
+
+    folder: Path
+    images: Mapping[str, TruthImage]
+    notes: Mapping[str, tuple[Mapping[str, Any], ...]]
+    class_index: Mapping[int, int]
+    with_masks: bool
+
+    def __call__(self, name: str) -> Example:
+        image, notes = self.images[name], self.notes[name]
+        pixels = _read_image(place_inside(self.folder, name))
+        if tuple(pixels.shape[1:]) != (image.height, image.width):
+            raise ValueError(
+                f"{name!r} is {pixels.shape[2]} x {pixels.shape[1]} pixels, its truth is of "
+                f"{image.width} x {image.height}; label it again, or correct width and height"
+            )
+        boxes_xyxy = torch.tensor([note["bbox"] for note in notes]).reshape(-1, 4).float()
+        boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
+        labels = [self.class_index[note["category_id"]] for note in notes]
+        kept = large_enough(boxes_xyxy, _MIN_SIDE)
+        masks = None
+        if self.with_masks:
+            masks = torch.zeros((len(notes), image.height, image.width), dtype=torch.uint8)
+            for index, note in enumerate(notes):
+                masks[index] = torch.from_numpy(_decode_mask(note, image))
+            masks = masks[kept]
+        target = BoxTarget(boxes_xyxy[kept], torch.tensor(labels, dtype=torch.int64)[kept], masks)
+        return Example(pixels, (target,))
 
 
 def _load_semantic(config: TrainConfig, source: DataSource, base: Path) -> Dataset:
     truth = load_semantic(source.truth)
     suffixes = IngestConfig().suffixes
-    files = {
-        path.relative_to(source.images).as_posix(): path
+    files = [
+        path.relative_to(source.images).as_posix()
         for path in sorted(source.images.rglob("*"))
         if path.suffix.lower() in suffixes
-    }
+    ]
     maps = {
         name: truth.maps[stem] for name in files if (stem := name.rpartition(".")[0]) in truth.maps
     }
     names, held_out = split_names(tuple(maps), config, base)
-    examples = []
-    for name in names:
-        image, placement = _read_canvas(files[name], config)
-        labels = torch.from_numpy(read_label_map(maps[name]).astype(np.uint8))
-        examples.append(Example(image, (SemanticTarget(_lay(labels, placement, _VOID)),)))
-    return Dataset(
-        source, tuple(examples), held_out, classes=_semantic_classes(config), vocabulary=()
+    classes = _semantic_classes(config, truth.classes)
+    if config.pixel_weights is not None and config.pixel_weights.background not in classes:
+        raise ValueError(
+            f"{config.name}: pixel_weights.background must be one of {', '.join(classes)}, got "
+            f"{config.pixel_weights.background!r}"
+        )
+    read = _ReadLabels(
+        folder=source.images,
+        maps={name: maps[name] for name in names},
+        classes=classes,
+        gaps=config.pixel_weights,
+        known={},
     )
+    return Dataset(source, names, held_out, classes, (), read)
 
 
-def _semantic_classes(config: TrainConfig) -> tuple[str, ...]:
+def _semantic_classes(config: TrainConfig, named: Mapping[int, str] | None) -> tuple[str, ...]:
     if config.classes is not None:
         return config.classes
     if config.images.startswith(_SCENES):
         return SEMANTIC_CLASSES
-    raise ValueError(f"{config.name}: classes must list the names of the label values 0, 1, ...")
+    if named is not None and sorted(named) == list(range(len(named))):
+        return tuple(named[value] for value in range(len(named)))
+    raise ValueError(
+        f"{config.name}: classes must list the names of the label values 0, 1, ..., here or in "
+        "classes.json beside the label maps"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadLabels:
+    """The label map of one image.
+
+    Attributes:
+        known: weight maps that were computed before, by name, float16: of one image they take
+            up to a second.
+    """
+
+    folder: Path
+    maps: Mapping[str, Path]
+    classes: tuple[str, ...]
+    gaps: PixelWeights | None
+    known: dict[str, Tensor]
+
+    def __call__(self, name: str) -> Example:
+        pixels = _read_image(place_inside(self.folder, name))
+        labels = torch.from_numpy(read_label_map(self.maps[name]).astype(np.uint8))
+        if labels.shape != pixels.shape[1:]:
+            raise ValueError(
+                f"{name!r} is {tuple(pixels.shape[1:])} pixels (height, width), its label map "
+                f"{self.maps[name]} {tuple(labels.shape)}; draw it at the image's size"
+            )
+        weights = None
+        if self.gaps is not None:
+            if name not in self.known:
+                self.known[name] = _gap_weights(labels, self.gaps, self.classes).half()
+            weights = self.known[name].float()
+        return Example(pixels, (SemanticTarget(labels, weights),))
+
+
+def _gap_weights(labels: Tensor, gaps: PixelWeights, classes: tuple[str, ...]) -> Tensor:
+    """(H, W) float: 1, and more between objects: parts that hang together and are no background."""
+    background = classes.index(gaps.background)
+    is_object = (labels != background) & (labels != _VOID)
+    instances = torch.from_numpy(label_components(is_object.numpy()))
+    return pixel_weights(
+        torch.zeros_like(instances),
+        instances,
+        torch.ones(1),
+        border_weight=gaps.border_weight,
+        sigma=gaps.sigma,
+    )
 
 
 def _load_captions(config: TrainConfig, source: DataSource, base: Path) -> Dataset:
@@ -218,41 +358,25 @@ def _load_captions(config: TrainConfig, source: DataSource, base: Path) -> Datas
     captions = dict(zip(truth.file_names, truth.captions, strict=True))
     names, held_out = split_names(truth.file_names, config, base)
     vocabulary = build_vocabulary(caption for name in names for caption in captions[name])
-    examples = []
-    for name in names:
-        image, _ = _read_canvas(place_inside(source.images, name), config)
-        sentences = (encode_caption(caption, vocabulary) for caption in captions[name])
-        examples.append(Example(image, tuple(CaptionTarget(tokens) for tokens in sentences)))
-    return Dataset(source, tuple(examples), held_out, classes=(), vocabulary=vocabulary)
+    targets = {
+        name: tuple(CaptionTarget(encode_caption(each, vocabulary)) for each in captions[name])
+        for name in names
+    }
+    read = partial(_read_known, source.images, targets)
+    return Dataset(source, names, held_out, (), vocabulary, read)
 
 
-def _read_canvas(path: Path, config: TrainConfig) -> tuple[Tensor, Placement]:
-    decoded = decode_image(path.read_bytes(), max_pixels=IngestConfig().max_pixels)
-    placement = place_whole(decoded.original_size, config.preprocess)
-    canvas = draw_view(decoded.pixels, placement, config.preprocess)
-    return torch.from_numpy(canvas).permute(2, 0, 1).contiguous(), placement
+def _load_classes(config: TrainConfig, source: DataSource, base: Path) -> Dataset:
+    truth = load_labels(source.truth)
+    names, held_out = split_names(tuple(truth.labels), config, base)
+    index = {name: place for place, name in enumerate(truth.classes)}
+    targets = {name: (ClassTarget(torch.tensor(index[truth.labels[name]])),) for name in names}
+    read = partial(_read_known, source.images, targets)
+    return Dataset(source, names, held_out, truth.classes, (), read)
 
 
-def _box_target(
-    truth: InstanceTruth, image: TruthImage, placement: Placement, *, with_masks: bool
-) -> BoxTarget:
-    """Objects of one image on its canvas; crowds are left out."""
-    class_index = {category.id: index for index, category in enumerate(truth.categories)}
-    notes = [
-        note for note in truth.annotations if note["image_id"] == image.id and not note["iscrowd"]
-    ]
-    corners = torch.tensor([note["bbox"] for note in notes]).reshape(-1, 4).float()
-    corners[:, 2:] += corners[:, :2]
-    boxes_xyxy = clip_boxes(_to_canvas(corners, placement), placement.canvas)
-    labels = torch.tensor([class_index[note["category_id"]] for note in notes], dtype=torch.int64)
-    kept = large_enough(boxes_xyxy, _MIN_SIDE)
-    masks = None
-    if with_masks:
-        masks = torch.zeros((len(notes), *placement.canvas), dtype=torch.uint8)
-        for index, note in enumerate(notes):
-            masks[index] = _lay(torch.from_numpy(_decode_mask(note, image)), placement, 0)
-        masks = masks[kept]
-    return BoxTarget(boxes_xyxy[kept], labels[kept], masks)
+def _read_known(folder: Path, targets: Mapping[str, tuple[Target, ...]], name: str) -> Example:
+    return Example(_read_image(place_inside(folder, name)), targets[name])
 
 
 def _decode_mask(note: Mapping[str, Any], image: TruthImage) -> NDArray[np.uint8]:
@@ -266,20 +390,3 @@ def _decode_mask(note: Mapping[str, Any], image: TruthImage) -> NDArray[np.uint8
         parts = [region]
     mask: NDArray[np.uint8] = np.maximum.reduce([mask_codec.decode(part) for part in parts])
     return mask
-
-
-def _to_canvas(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Undo `pixelmill.tasks.engine.views.to_original` of the whole image."""
-    scale_y, scale_x = placement.scale
-    scale = boxes_xyxy.new_tensor((scale_x, scale_y) * 2)
-    return boxes_xyxy / scale - boxes_xyxy.new_tensor((placement.crop_left, placement.crop_top) * 2)
-
-
-def _lay(labels: Tensor, placement: Placement, fill: int) -> Tensor:
-    """Lay a (H, W) uint8 map on the canvas as the image is, by the nearest pixel."""
-    resized = F.interpolate(labels[None, None], size=placement.resized, mode="nearest-exact")[0, 0]
-    rows, columns = placement.content
-    canvas = torch.full(placement.canvas, fill, dtype=torch.uint8)
-    top, left = placement.crop_top, placement.crop_left
-    canvas[:rows, :columns] = resized[top : top + rows, left : left + columns]
-    return canvas

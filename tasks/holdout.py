@@ -1,7 +1,7 @@
 """A trained model's numbers on the images that were kept apart, by the scoring path itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,37 @@ from pixelmill.models.build import build_network, resolve_model
 from pixelmill.models.checkpoint import read_metadata
 from pixelmill.models.interface import Network
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.box_files import load_boxes
 from pixelmill.tasks.datasets import DataSource
 from pixelmill.tasks.engine.decode import decode_image
 from pixelmill.tasks.engine.merge import merge_views
 from pixelmill.tasks.engine.views import draw_view, plan_views
+from pixelmill.tasks.metrics.bootstrap import Number, Statistics, intervals
 from pixelmill.tasks.metrics.captions import score_captions
-from pixelmill.tasks.metrics.detection import encode_mask, score_detections
+from pixelmill.tasks.metrics.classification import score_labels
+from pixelmill.tasks.metrics.detection import IouType, encode_mask, score_detections
 from pixelmill.tasks.metrics.results import Metric
-from pixelmill.tasks.metrics.segmentation import confusion_counts, score_confusion
+from pixelmill.tasks.metrics.segmentation import (
+    class_tallies,
+    confusion_counts,
+    mean_iou,
+    score_confusion,
+)
+from pixelmill.tasks.metrics.statistics import PixelStatistics
 from pixelmill.tasks.names import place_inside
 from pixelmill.tasks.predictions import Detections, ImagePrediction, MaskCrop
-from pixelmill.tasks.truth import (
-    load_captions,
-    load_coco_instances,
-    load_semantic,
-    read_label_map,
+from pixelmill.tasks.truth import load_captions, load_labels, load_semantic, read_label_map
+
+__all__ = ["check_held_out", "measure_held_out", "predict_image", "score_predictions"]
+
+# What evaluate leads with
+_SHOWN = (
+    *("AP50", "AP"),
+    *("mIoU", "Dice", "pixel accuracy"),
+    *("CIDEr-D", "CIDEr-D baseline", "BLEU-4"),
+    *("top-1", "macro F1"),
 )
-
-__all__ = ["check_held_out", "predict_image", "score_predictions"]
-
-_SHOWN = ("AP50", "AP", "mIoU", "pixel accuracy", "CIDEr-D", "CIDEr-D baseline", "BLEU-4")
+_NUM_RESAMPLES = 1000
 
 Size = tuple[int, int]
 
@@ -53,6 +64,29 @@ def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> d
     """
     if not names:
         return {}
+    spec, predictions = _predict(weights, source, names)
+    return score_predictions(predictions, source.truth, spec, images=source.images)
+
+
+def measure_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> tuple[Metric, ...]:
+    """The numbers of `check_held_out`, with 95 % intervals where there are enough images."""
+    if not names:
+        return ()
+    spec, predictions = _predict(weights, source, names)
+    measured: list[Metric] = []
+    for prefix, scores in _score(predictions, source.truth, spec, source.images):
+        found = intervals(scores.statistics, _NUM_RESAMPLES)
+        measured += [
+            replace(each, name=prefix + each.name, interval=found.get(Number(each.name)))
+            for each in scores.metrics
+            if each.name in _SHOWN
+        ]
+    return tuple(measured)
+
+
+def _predict(
+    weights: Path, source: DataSource, names: Sequence[str]
+) -> tuple[ModelSpec, dict[str, ImagePrediction]]:
     metadata = read_metadata(weights)
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python(
         {"task": metadata.task, "name": metadata.name, "weights": str(weights.resolve())}
@@ -62,24 +96,54 @@ def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> d
     predictions = {
         name: predict_image(network, spec, place_inside(source.images, name)) for name in names
     }
-    return score_predictions(predictions, source.truth, spec)
+    return spec, predictions
 
 
 def score_predictions(
-    predictions: Mapping[str, ImagePrediction], truth: Path, spec: ModelSpec
+    predictions: Mapping[str, ImagePrediction],
+    truth: Path,
+    spec: ModelSpec,
+    *,
+    images: Path | None = None,
 ) -> dict[str, float]:
     """The main numbers of the task, see `check_held_out`.
 
     Args:
         predictions: by file name in the truth.
-        truth: as for training: a COCO file, a folder of label maps, COCO captions.
+        truth: as for training: boxes in any format, a folder of label maps, captions, labels.
         spec: of the model; its classes are named as in the truth.
+        images: folder of the images, which truth in VOC or YOLO files needs.
     """
+    return {
+        prefix + each.name: each.value
+        for prefix, scores in _score(predictions, truth, spec, images)
+        for each in scores.metrics
+        if each.name in _SHOWN
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """All numbers of one kind of truth, and what their intervals are drawn from."""
+
+    metrics: tuple[Metric, ...]
+    statistics: Statistics
+
+
+def _score(
+    predictions: Mapping[str, ImagePrediction],
+    truth: Path,
+    spec: ModelSpec,
+    images: Path | None,
+) -> list[tuple[str, _Scores]]:
+    """Numbers of each kind of truth, with what is written before their names."""
     if spec.task == "semantic_segmentation":
-        return _shown(_score_semantic(predictions, truth, spec))
+        return [("", _score_semantic(predictions, truth, spec))]
     if spec.task == "captioning":
-        return _shown(_score_captions(predictions, truth))
-    return _score_boxes(predictions, truth, spec)
+        return [("", _score_captions(predictions, truth))]
+    if spec.task == "classification":
+        return [("", _score_labels(predictions, truth, spec))]
+    return _score_boxes(predictions, truth, spec, images)
 
 
 def predict_image(network: Network, spec: ModelSpec, path: Path) -> ImagePrediction:
@@ -92,14 +156,13 @@ def predict_image(network: Network, spec: ModelSpec, path: Path) -> ImagePredict
     return merge_views(outputs, placements, spec, size)
 
 
-def _shown(metrics: Sequence[Metric], prefix: str = "") -> dict[str, float]:
-    return {prefix + each.name: each.value for each in metrics if each.name in _SHOWN}
-
-
 def _score_boxes(
-    predictions: Mapping[str, ImagePrediction], truth_path: Path, spec: ModelSpec
-) -> dict[str, float]:
-    truth = load_coco_instances(truth_path)
+    predictions: Mapping[str, ImagePrediction],
+    truth_path: Path,
+    spec: ModelSpec,
+    images_folder: Path | None,
+) -> list[tuple[str, _Scores]]:
+    truth = load_boxes(truth_path, images_folder or truth_path.parent, spec.classes)
     images = tuple(image for image in truth.images if image.file_name in predictions)
     ids = {image.id for image in images}
     notes = tuple(note for note in truth.annotations if note["image_id"] in ids)
@@ -113,10 +176,13 @@ def _score_boxes(
             for entry in named:
                 entry["category_id"] = category_ids[spec.classes[entry.pop("label")]]
             detections += named
-    metrics = _shown(score_detections(truth, detections).metrics, "box ")
+    kinds: list[tuple[str, IouType]] = [("box ", "bbox")]
     if spec.task == "instance_segmentation":
-        metrics |= _shown(score_detections(truth, detections, iou_type="segm").metrics, "mask ")
-    return metrics
+        kinds.append(("mask ", "segm"))
+    scores = [
+        (prefix, score_detections(truth, detections, iou_type=kind)) for prefix, kind in kinds
+    ]
+    return [(prefix, _Scores(each.metrics, each.statistics)) for prefix, each in scores]
 
 
 def _as_coco(found: Detections, image_id: int, size: Size) -> list[dict[str, Any]]:
@@ -147,21 +213,40 @@ def _whole_mask(crop: MaskCrop, size: Size) -> NDArray[np.bool_]:
 
 def _score_semantic(
     predictions: Mapping[str, ImagePrediction], truth_path: Path, spec: ModelSpec
-) -> tuple[Metric, ...]:
+) -> _Scores:
     maps = load_semantic(truth_path).maps
-    num_classes = len(spec.classes)
-    confusion = np.zeros((num_classes, num_classes + 1), np.int64)
-    for name, prediction in predictions.items():
-        if prediction.semantic is not None:
-            truth = read_label_map(maps[name.rpartition(".")[0]])
-            confusion += confusion_counts(truth, prediction.semantic, num_classes)
-    return score_confusion(confusion, spec.classes).metrics
+    counted = [
+        confusion_counts(
+            read_label_map(maps[name.rpartition(".")[0]]), prediction.semantic, len(spec.classes)
+        )
+        for name, prediction in predictions.items()
+        if prediction.semantic is not None
+    ]
+    ious = [mean_iou(counts) for counts in counted]
+    statistics = PixelStatistics(
+        class_names=spec.classes,
+        counts=np.stack([class_tallies(counts) for counts in counted]),
+        images_iou=np.array([np.nan if iou is None else iou for iou in ious]),
+    )
+    total = np.sum(counted, axis=0)
+    return _Scores(score_confusion(total, spec.classes).metrics, statistics)
 
 
-def _score_captions(
-    predictions: Mapping[str, ImagePrediction], truth_path: Path
-) -> tuple[Metric, ...]:
+def _score_captions(predictions: Mapping[str, ImagePrediction], truth_path: Path) -> _Scores:
     truth = load_captions(truth_path)
     references = dict(zip(truth.file_names, truth.captions, strict=True))
     candidates = [prediction.captions[0].text for prediction in predictions.values()]
-    return score_captions(candidates, [references[name] for name in predictions]).metrics
+    scores = score_captions(candidates, [references[name] for name in predictions])
+    return _Scores(scores.metrics, scores.statistics)
+
+
+def _score_labels(
+    predictions: Mapping[str, ImagePrediction], truth_path: Path, spec: ModelSpec
+) -> _Scores:
+    truth = load_labels(truth_path).labels
+    ranked = [
+        [spec.classes[label.class_id] for label in prediction.labels]
+        for prediction in predictions.values()
+    ]
+    scores = score_labels([truth[name] for name in predictions], ranked, spec.classes)
+    return _Scores(scores.metrics, scores.statistics)

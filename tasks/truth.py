@@ -30,6 +30,7 @@ __all__ = [
     "load_labels",
     "load_semantic",
     "match_images",
+    "raise_faults",
     "read_label_map",
     "without_suffix",
 ]
@@ -147,7 +148,7 @@ def load_coco_instances(path: Path) -> InstanceTruth:
             faults.append(f"annotations[{index}] (id {_get(raw, 'id')!r}): {fault}")
         else:
             annotations.append(annotation)
-    _raise_faults(path, faults)
+    raise_faults(path, faults)
     return InstanceTruth(
         images=images,
         categories=categories,
@@ -178,7 +179,12 @@ def _read_coco(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _raise_faults(path: Path, faults: Sequence[str]) -> None:
+def raise_faults(path: Path, faults: Sequence[str]) -> None:
+    """Report all faults of a file or folder at once, the first ones in words.
+
+    Raises:
+        ValueError: there are any.
+    """
     if not faults:
         return
     shown = list(faults[:_MAX_FAULTS])
@@ -365,7 +371,7 @@ def load_captions(path: Path) -> CaptionTruth:
             captions.setdefault(identity, []).append(text)
     if not captions and not faults:
         faults.append("annotations is empty: nothing to evaluate against")
-    _raise_faults(path, faults)
+    raise_faults(path, faults)
     order = sorted(captions, key=lambda identity: names[identity])
     return CaptionTruth(
         file_names=tuple(names[identity] for identity in order),
@@ -393,7 +399,7 @@ def load_semantic(folder: Path) -> SemanticTruth:
             maps[without_suffix(name)] = place_inside(folder, name)
         except ValueError as err:
             faults.append(str(err))
-    _raise_faults(folder, faults)
+    raise_faults(folder, faults)
     if not maps:
         raise ValueError(f"{folder}: no *.png; label maps are PNG files named like the images")
     places = (folder / "classes.json", folder.parent / "classes.json")
@@ -467,5 +473,5 @@ def load_labels(path: Path) -> LabelTruth:
                 labels[name] = label
     if not labels and not faults:
         faults.append("no rows: nothing to evaluate against")
-    _raise_faults(path, faults)
+    raise_faults(path, faults)
     return LabelTruth(labels=labels)

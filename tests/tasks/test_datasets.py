@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelmill.configs.schema import PreprocessConfig, TrainConfig
-from pixelmill.models.targets import BoxTarget, CaptionTarget, SemanticTarget
-from pixelmill.tasks.datasets import load_dataset, locate_data, split_names
+from pixelmill.configs.schema import PixelWeights, PreprocessConfig, TrainConfig
+from pixelmill.models.targets import BoxTarget, CaptionTarget, ClassTarget, SemanticTarget
+from pixelmill.tasks.datasets import class_frequencies, load_dataset, locate_data, split_names
 
 # pycocotools 2.0.11 decodes run lengths with what NumPy 2 calls deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -73,42 +74,103 @@ def folder(tmp_path):
     return tmp_path
 
 
+def examples_of(dataset):
+    return [dataset.read(name) for name in dataset.names]
+
+
 def test_boxes_and_masks_lie_where_the_image_shows_the_object(folder):
     config = make_config("instance_segmentation", truth="instances.json")
     dataset = load_dataset(config, folder)
     assert dataset.classes == ("other", "square")
-    first, second = dataset.examples
-    # 96 x 64 letterboxed to 48 rows: half the size; the crowd is left out
-    assert boxes_of(first).boxes_xyxy.tolist() == [[10, 15, 25, 30]]
+    assert dataset.sizes() == [(96, 64), (96, 64)]
+    first, second = examples_of(dataset)
+    # the crowd is left out
+    assert boxes_of(first).boxes_xyxy.tolist() == [[20, 30, 50, 60]]
     assert boxes_of(first).labels.tolist() == [1]
-    white = first.image[0] > 127
-    assert torch.equal(masks_of(first)[0].bool(), white & (torch.arange(64) < 32))
+    assert torch.equal(masks_of(first)[0].bool(), first.image[0] > 127)
     assert boxes_of(second).boxes_xyxy.shape == (0, 4)
-    assert masks_of(second).shape == (0, 48, 64)
+    assert masks_of(second).shape == (0, 96, 64)
 
 
 def test_a_detector_is_given_no_masks(folder):
     dataset = load_dataset(make_config("detection", truth="instances.json"), folder)
-    assert boxes_of(dataset.examples[0]).masks is None
+    assert boxes_of(dataset.read("a.png")).masks is None
 
 
-def test_label_maps_are_laid_as_the_image_is_and_padding_is_void(folder):
-    config = make_config("semantic_segmentation", truth="labels", classes=("a", "b", "c", "d"))
-    example = load_dataset(config, folder).examples[0]
+def semantic_config(**changes):
+    return make_config(
+        "semantic_segmentation", truth="labels", classes=("a", "b", "c", "d"), **changes
+    )
+
+
+def test_label_maps_are_read_as_they_are(folder):
+    dataset = load_dataset(semantic_config(), folder)
+    example = dataset.read("a.png")
     (target,) = example.targets
     assert isinstance(target, SemanticTarget)
-    labels = target.labels
-    assert torch.equal(labels[:, :32] == 3, example.image[0, :, :32] > 127)
-    assert labels[:, 32:].unique().tolist() == [255]
+    assert torch.equal(target.labels == 3, example.image[0] > 127)
+    assert target.weights is None
+    square = 30 * 30
+    assert class_frequencies(dataset).tolist() == [2 * 96 * 64 - square, 0, 0, square]
+
+
+def test_pixels_between_objects_weigh_more(folder):
+    labels = np.zeros((96, 64), np.uint8)
+    labels[10:40, 10:30] = labels[10:40, 34:54] = 3
+    Image.fromarray(labels).save(folder / "labels" / "a.png")
+    config = semantic_config(pixel_weights=PixelWeights(background="a", border_weight=4, sigma=3))
+    (target,) = load_dataset(config, folder).read("a.png").targets
+    assert isinstance(target, SemanticTarget)
+    assert target.weights is not None
+    # in the middle of the gap of four pixels, and far from all
+    assert target.weights[25, 32] == pytest.approx(1 + 4 * np.exp(-((2 + 3) ** 2) / 18), abs=2e-3)
+    assert target.weights[90, 5] == 1
+    assert (target.weights[labels == 3] == 1).all()
+    with pytest.raises(ValueError, match="background must be one of a, b, c, d"):
+        load_dataset(semantic_config(pixel_weights=PixelWeights(background="z")), folder)
 
 
 def test_every_caption_of_an_image_is_a_target(folder):
     dataset = load_dataset(make_config("captioning", truth="captions.json"), folder)
     assert dataset.vocabulary[4:] == ("a", "square")
-    assert [len(example.targets) for example in dataset.examples] == [2, 1]
-    second = dataset.examples[0].targets[1]
-    assert isinstance(second, CaptionTarget)
-    assert second.tokens.tolist() == [1, 4, 5, 2]
+    first, second = examples_of(dataset)
+    assert [len(first.targets), len(second.targets)] == [2, 1]
+    target = first.targets[1]
+    assert isinstance(target, CaptionTarget)
+    assert target.tokens.tolist() == [1, 4, 5, 2]
+
+
+def test_classes_of_whole_images_come_from_a_table(folder):
+    (folder / "labels.csv").write_text("file_name,label\na.png,square\nb.png,grey\n")
+    dataset = load_dataset(make_config("classification", truth="labels.csv"), folder)
+    assert dataset.classes == ("grey", "square")
+    (target,) = dataset.read("a.png").targets
+    assert isinstance(target, ClassTarget)
+    assert int(target.label) == 1
+
+
+def test_truth_of_another_size_is_refused(folder):
+    document = json.loads((folder / "instances.json").read_text())
+    document["images"][1]["width"] = 65
+    (folder / "instances.json").write_text(json.dumps(document))
+    dataset = load_dataset(make_config("detection", truth="instances.json"), folder)
+    with pytest.raises(ValueError, match="64 x 96 pixels, its truth is of 65 x 96"):
+        dataset.read("b.png")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "labels" / "b.png")
+    with pytest.raises(ValueError, match="draw it at the image's size"):
+        load_dataset(semantic_config(), folder).read("b.png")
+
+
+def test_an_image_that_is_not_there_is_named_before_training(folder):
+    (folder / "images" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* first 'b.png'"):
+        load_dataset(make_config("detection", truth="instances.json"), folder)
+
+
+def test_a_dataset_can_be_sent_to_other_processes(folder):
+    dataset = load_dataset(make_config("instance_segmentation", truth="instances.json"), folder)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(masks_of(copy.read("a.png")), masks_of(dataset.read("a.png")))
 
 
 def test_the_split_by_name_is_stable_and_about_as_large_as_asked():
@@ -144,7 +206,7 @@ def test_scenes_are_rendered_once(tmp_path, task, truth):
     assert source.truth.name == truth
     image = source.images / "000000.jpg"
     modified = image.stat().st_mtime_ns
-    assert len(load_dataset(config, tmp_path).examples) == 2
+    assert len(load_dataset(config, tmp_path).names) == 2
     assert image.stat().st_mtime_ns == modified
 
 

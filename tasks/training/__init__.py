@@ -1,0 +1,1 @@
+"""How a network is fitted to images with truth; no Prefect."""

@@ -1,0 +1,429 @@
+"""The training loop, on Lightning Fabric: any number of devices, interrupted and resumed.
+
+After every epoch, and every ten minutes within one, all that is needed to go on is written whole
+or not at all: weights, optimiser, schedule, averaged weights, the best weights so far and the
+curve. Random numbers need no saving: every step seeds them from the config's seed, the epoch, the
+step and the device. A training that was killed at any moment therefore ends with the very weights
+that it would have ended with.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pixelmill.configs.schema import TrainConfig
+from pixelmill.models.build import EMBEDDED, locate_weights
+from pixelmill.models.checkpoint import CheckpointMeta, load_matching, load_state, save_checkpoint
+from pixelmill.models.losses import balanced_weights, weighted_sum
+from pixelmill.models.targets import Target
+from pixelmill.models.zoo import ARCHITECTURES, Loss
+from pixelmill.tasks.datasets import Dataset, class_frequencies
+from pixelmill.tasks.holdout import check_held_out
+from pixelmill.tasks.training.batches import Batches, mix_seed, normalise
+from pixelmill.tasks.training.optimise import average_of, make_optimizer, make_scheduler
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["EpochReport", "Fit", "Job", "fit", "read_curve"]
+
+T = TypeVar("T")
+
+# Seconds between savings within an epoch, looked at every so many steps
+SAVE_EVERY_S = 600.0
+_LOOK_EVERY = 25
+
+# The first number that `evaluate` reports of each task
+_MAIN = {
+    "classification": "top-1",
+    "detection": "box AP",
+    "instance_segmentation": "mask AP",
+    "semantic_segmentation": "mIoU",
+    "captioning": "CIDEr-D",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """What is known after an epoch.
+
+    Attributes:
+        epoch: from 1.
+        losses: mean of each term over the epoch, by name.
+        learning_rate: of its last step.
+        metrics: of the averaged weights on the images kept apart; empty where not computed.
+        seconds: that the epoch took.
+    """
+
+    epoch: int
+    num_epochs: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a training process is told; it can be pickled.
+
+    Attributes:
+        weights: file that the trained weights go to.
+        metadata: goes into its header.
+        base: folder that relative paths of the config start from.
+        on_epoch: told of each finished epoch, in the process of the first device.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    metadata: CheckpointMeta
+    weights: Path
+    base: Path
+    on_epoch: Callable[[EpochReport], None] | None = None
+
+    @property
+    def state(self) -> Path:
+        """File that an interrupted training goes on from."""
+        return self.weights.with_suffix(".state")
+
+    @property
+    def curve(self) -> Path:
+        """JSON lines, one for each epoch."""
+        return self.weights.with_suffix(".curve.jsonl")
+
+    def digest(self) -> str:
+        """Of all that decides the weights, so that only the same training is resumed."""
+        # How many processes read, and where the data lies, changes nothing
+        config = self.config.model_dump(
+            mode="json", exclude={"workers", "images", "truth", "split", "init", "data_licence"}
+        )
+        known = {
+            "config": config,
+            "arguments": dict(self.metadata.arguments),
+            "names": self.dataset.names,
+            "held_out": self.dataset.held_out,
+            "classes": self.dataset.classes,
+            "vocabulary": self.dataset.vocabulary,
+        }
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a training came to.
+
+    Attributes:
+        epochs: reports of all epochs, those before an interruption included.
+        best_epoch: whose weights were kept; None: those of the last step.
+        resumed_from: steps that an earlier, interrupted run had done.
+        device: in words.
+    """
+
+    epochs: tuple[EpochReport, ...]
+    best_epoch: int | None
+    resumed_from: int
+    num_parameters: int
+    device: str
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: that the next step belongs to, from 1.
+        step: of that epoch, from 0.
+        totals: sum of each loss term over the epoch's steps so far.
+        seconds: spent on the epoch so far.
+        best: score, epoch and weights of the best checking.
+        waited: checkings since.
+    """
+
+    epoch: int
+    step: int
+    totals: dict[str, float]
+    seconds: float
+    history: list[dict[str, Any]]
+    best: tuple[float, int, dict[str, Tensor]] | None
+    waited: int
+    is_stopped: bool = False
+
+
+class _Sealed(Generic[T]):
+    """Something that Fabric leaves alone: it would rebuild lists and dataclasses, or refuse to."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+class _Learner(nn.Module):
+    """A network with its loss: what is wrapped for several devices."""
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, images: Tensor, truth: _Sealed[list[Target]]) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised float -> scalar terms of the loss."""
+        return dict(self.loss(self.network, self.network(images), truth.value))
+
+
+def fit(job: Job) -> Fit:
+    """Train, or go on with a training that was interrupted, and write the weights.
+
+    Raises:
+        ValueError: an interrupted training of another config lies there, or `best_by` is no metric
+            of the task.
+        FloatingPointError: the loss is not finite.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    config = job.config
+    several = config.devices > 1
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=config.devices,
+        # spawn: the processes start from this module, not from the program that called it.
+        # Unused: a batch without objects reaches no mask head.
+        strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
+        if several
+        else "auto",
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+    )
+    result: _Sealed[Fit] = fabric.launch(partial(_fit, job=job))
+    return result.value
+
+
+def read_curve(path: Path) -> tuple[EpochReport, ...]:
+    """The epochs that `fit` wrote down."""
+    return tuple(EpochReport(**json.loads(line)) for line in path.read_text("utf-8").splitlines())
+
+
+def _fit(fabric: "Fabric", job: Job) -> _Sealed[Fit]:
+    config = job.config
+    if config.devices > 1 and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
+    torch.manual_seed(config.seed)
+    architecture = ARCHITECTURES[config.architecture]
+    assert architecture.loss is not None  # whoever made the job has seen to it
+    network = architecture.build(**job.metadata.arguments)
+    if config.init is not None:
+        _start_from(network, config, job.base)
+    network = network.to(memory_format=torch.channels_last).train()
+    loss = _configured(architecture.loss, config, job.dataset)
+    average = average_of(network, config.average_steps).to(fabric.device)
+    bare = make_optimizer(network, config)
+    learner, optimizer = fabric.setup(_Learner(network, loss), bare)
+    batches = Batches(job.dataset, config, fabric.global_rank)
+    scheduler = make_scheduler(bare, config, config.epochs * len(batches))
+    progress = _Progress(1, 0, {}, 0.0, [], None, 0)
+    objects = {
+        "learner": learner,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "average": average,
+    }
+    if job.state.is_file():
+        progress = _resume(fabric, job, objects)
+    resumed_from = (progress.epoch - 1) * len(batches) + progress.step
+    saved = time.monotonic()
+    while progress.epoch <= config.epochs and not progress.is_stopped:
+        started = time.monotonic() - progress.seconds
+        for batch in batches.epoch(progress.epoch, progress.step):
+            torch.manual_seed(
+                mix_seed(config.seed, progress.epoch, progress.step, 2, fabric.global_rank)
+            )
+            images = normalise(batch.images.to(fabric.device), config)
+            truth = _Sealed([_to_device(each, fabric.device) for each in batch.targets])
+            terms = learner(images, truth)
+            _step(fabric, config, learner, optimizer, terms, progress)
+            scheduler.step()
+            average.update_parameters(network)
+            progress.step += 1
+            if progress.step % _LOOK_EVERY == 0 and progress.step < len(batches):
+                is_due = fabric.broadcast(time.monotonic() - saved > SAVE_EVERY_S)
+                if is_due:
+                    progress.seconds = time.monotonic() - started
+                    _save(fabric, job, objects, progress)
+                    saved = time.monotonic()
+        progress.seconds = time.monotonic() - started
+        _end_epoch(fabric, job, average.module, float(scheduler.get_last_lr()[0]), progress)
+        _save(fabric, job, objects, progress)
+        saved = time.monotonic()
+    return _Sealed(_finish(fabric, job, average.module, progress, resumed_from))
+
+
+def _configured(loss: Loss, config: TrainConfig, dataset: Dataset) -> Loss:
+    """The loss with what the config says of semantic classes and pixels."""
+    changes: dict[str, Any] = {}
+    if config.class_weights == "balanced":
+        frequencies = torch.from_numpy(class_frequencies(dataset))
+        changes["class_weights"] = balanced_weights(frequencies)
+    elif config.class_weights is not None:
+        if unknown := sorted(set(config.class_weights) - set(dataset.classes)):
+            raise ValueError(
+                f"class_weights names {', '.join(unknown)}; the classes are "
+                f"{', '.join(dataset.classes)}"
+            )
+        weights = [config.class_weights.get(name, 1.0) for name in dataset.classes]
+        changes["class_weights"] = torch.tensor(weights)
+    if config.hard_pixels is not None:
+        changes["hard_share"] = config.hard_pixels
+    return partial(loss, **changes) if changes else loss
+
+
+def _start_from(module: nn.Module, config: TrainConfig, base: Path) -> None:
+    name = str(config.init)
+    path = locate_weights(name if name.startswith(EMBEDDED) else str(base / name))
+    if load_matching(module, load_state(path)) == 0:
+        raise ValueError(f"{config.name}: no tensor of {name!r} fits {config.architecture}")
+
+
+def _to_device(target: Target, device: torch.device) -> Target:
+    moved: dict[str, Any] = {
+        field.name: value.to(device)
+        for field in fields(target)
+        if isinstance(value := getattr(target, field.name), Tensor)
+    }
+    return replace(target, **moved)
+
+
+def _step(
+    fabric: "Fabric",
+    config: TrainConfig,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    terms: Mapping[str, Tensor],
+    progress: _Progress,
+) -> None:
+    """One step down."""
+    loss = weighted_sum(terms, config.loss_weights)
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"{config.name}: the loss is {values}; lower learning_rate")
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    fabric.clip_gradients(learner, optimizer, max_norm=config.max_norm, error_if_nonfinite=False)
+    optimizer.step()
+    for name, value in values.items():
+        progress.totals[name] = progress.totals.get(name, 0.0) + value
+
+
+def _end_epoch(
+    fabric: "Fabric", job: Job, network: nn.Module, learning_rate: float, progress: _Progress
+) -> None:
+    """Check the averaged weights where it is time, and write the curve on."""
+    config = job.config
+    losses = {
+        name: float(fabric.all_reduce(torch.tensor(total / progress.step), reduce_op="mean"))  # type: ignore[arg-type]
+        for name, total in sorted(progress.totals.items())
+    }
+    is_last = progress.epoch == config.epochs
+    metrics: dict[str, float] = {}
+    if config.check_every and (progress.epoch % config.check_every == 0 or is_last):
+        metrics = _check(fabric, job, network)
+    if metrics:
+        score = _score(metrics, config)
+        is_better = progress.best is None or score > progress.best[0]
+        # of equals the later: it has learnt longer
+        if progress.best is None or score >= progress.best[0]:
+            kept = {key: each.detach().cpu().clone() for key, each in network.state_dict().items()}
+            progress.best = (score, progress.epoch, kept)
+        progress.waited = 0 if is_better else progress.waited + 1
+        progress.is_stopped = progress.waited == config.patience
+    report = EpochReport(
+        progress.epoch, config.epochs, losses, learning_rate, metrics, progress.seconds
+    )
+    progress.history.append(asdict(report))
+    progress.epoch += 1
+    progress.step, progress.totals, progress.seconds = 0, {}, 0.0
+    if fabric.is_global_zero:
+        lines = "".join(json.dumps(each) + "\n" for each in progress.history)
+        _write_whole(job.curve, lines.encode())
+        if job.on_epoch is not None:
+            job.on_epoch(report)
+
+
+def _check(fabric: "Fabric", job: Job, network: nn.Module) -> dict[str, float]:
+    """The numbers of the images kept apart, by the path that scoring takes."""
+    metrics: dict[str, float] = {}
+    if fabric.is_global_zero:
+        trial = job.weights.with_suffix(".check.safetensors")
+        save_checkpoint(trial, network, job.metadata)
+        metrics = check_held_out(trial, job.dataset.source, job.dataset.held_out)
+        trial.unlink()
+    found: dict[str, float] = fabric.broadcast(metrics)
+    return found
+
+
+def _score(metrics: Mapping[str, float], config: TrainConfig) -> float:
+    name = config.best_by or _MAIN[config.task]
+    if name not in metrics:
+        raise ValueError(f"best_by must be one of {', '.join(metrics)}, got {name!r}")
+    return metrics[name]
+
+
+def _save(fabric: "Fabric", job: Job, objects: Mapping[str, Any], progress: _Progress) -> None:
+    """Whole or not at all; a kill leaves what was there before."""
+    partly = job.state.with_name(job.state.name + ".partial")
+    known = {each.name: getattr(progress, each.name) for each in fields(progress)}
+    fabric.save(partly, {**objects, "digest": job.digest(), "progress": known})
+    if fabric.is_global_zero:
+        with partly.open("rb") as file:
+            os.fsync(file.fileno())
+        partly.replace(job.state)
+    fabric.barrier()
+
+
+def _resume(fabric: "Fabric", job: Job, objects: Mapping[str, Any]) -> _Progress:
+    digest = torch.load(job.state, map_location="cpu", weights_only=True)["digest"]
+    if digest != job.digest():
+        raise ValueError(
+            f"{str(job.state)!r} is of an interrupted training with another config or other "
+            "images. Train with what it was begun with to go on, name another --out, or begin "
+            "anew with --fresh"
+        )
+    state = dict(objects)
+    rest = fabric.load(job.state, state, weights_only=True)
+    return _Progress(**rest["progress"])
+
+
+def _finish(
+    fabric: "Fabric", job: Job, network: nn.Module, progress: _Progress, resumed_from: int
+) -> Fit:
+    """Write the weights that are kept."""
+    best_epoch = None
+    if job.config.keep == "best" and progress.best is not None:
+        _, best_epoch, kept = progress.best
+        network.load_state_dict(kept)
+    if fabric.is_global_zero:
+        save_checkpoint(job.weights, network, job.metadata)
+    fabric.barrier()
+    epochs = tuple(EpochReport(**each) for each in progress.history)
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Fit(epochs, best_epoch, resumed_from, num_parameters, _device_name(fabric))
+
+
+def _device_name(fabric: "Fabric") -> str:
+    if fabric.device.type == "cuda":
+        return f"{fabric.world_size} x {torch.cuda.get_device_name(fabric.device)}"
+    return f"CPU, {fabric.world_size} x {torch.get_num_threads()} threads"
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partly = path.with_name(path.name + ".partial")
+    partly.write_bytes(data)
+    partly.replace(path)
