@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,13 +35,17 @@ from pixelmill.tasks.comparison.sides import (
     scored_ids,
 )
 from pixelmill.tasks.metrics.ptb import tokenize_captions
+from pixelmill.tasks.slices import TruthComparison
+from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import Store
 from pixelmill.tasks.store.masks import read_planes
 
-__all__ = ["ImageSink", "compare_models", "compare_sides"]
+__all__ = ["ImageSink", "TruthReader", "compare_models", "compare_sides", "compare_task"]
 
 # (model A, model B, changes of some images): called with every image, chunk by chunk
 ImageSink = Callable[[str, str, Sequence[ImageChange]], None]
+# keys of model A and model B -> their numbers with truth
+TruthReader = Callable[[str, str], tuple[TruthComparison, ...]]
 
 _KEPT_IMAGES = 200
 _MOST_REASONS = 4
@@ -59,6 +63,7 @@ def compare_sides(
     sample: int | None = None,
     with_masks: bool = True,
     sink: ImageSink | None = None,
+    read_truth: TruthReader | None = None,
 ) -> Comparison:
     """Compare every model of A with its counterpart in B, on the images that both have scored.
 
@@ -70,6 +75,7 @@ def compare_sides(
         with_masks: read instance masks too, which takes most of the time; label maps are read
             anyway.
         sink: is given every image's change; the result holds the largest only.
+        read_truth: compares two models by truth, such as `compare_by_truth`; None: there is none.
 
     Raises:
         ValueError: no model of A has a counterpart in B, or they share no image.
@@ -92,6 +98,10 @@ def compare_sides(
         raise ValueError(
             f"{a.name} and {b.name} share no image, so there is nothing to pair; "
             "`pixelmill health` compares nights of different images"
+        )
+    if read_truth is not None:
+        compared = tuple(
+            replace(pair, truth=read_truth(pair.model_a, pair.model_b)) for pair in compared
         )
     return Comparison(
         a=a.name,
@@ -476,3 +486,6 @@ def _walk_of(kind: Kind, pair: _Pair, with_masks: bool) -> _Walk:
     if kind == "semantic":
         return _RegionWalk(pair)
     return _CaptionWalk() if kind == "captions" else _LabelWalk(pair.classes)
+
+
+compare_task = stage("compare")(compare_sides)

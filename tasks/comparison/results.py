@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pixelmill.tasks.metrics.bootstrap import Difference
 from pixelmill.tasks.metrics.results import Confusion, Metric
+from pixelmill.tasks.slices import TruthComparison
 
 __all__ = [
     "ClassChange",
@@ -92,7 +92,7 @@ class ModelComparison:
         findings: the largest change first.
         flips: counts, rows = class in A, columns = class in B; None where there are none to count.
         images: those that changed most, the first most; all are in images.parquet.
-        differences: of numbers with truth, from a paired bootstrap; empty without truth.
+        truth: numbers with truth, and how sure their differences are; empty without truth.
     """
 
     kind: Kind
@@ -108,7 +108,7 @@ class ModelComparison:
     images: tuple[ImageChange, ...]
     flips: Confusion | None = None
     scores: ScoreShift | None = None
-    differences: tuple[Difference, ...] = ()
+    truth: tuple[TruthComparison, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from pixelmill.tasks.engine.networks import Models
 from pixelmill.tasks.engine.reading import ReadLimits, ReadStats, read_ahead
 from pixelmill.tasks.engine.schedule import Lane, LaneStats, run_lanes
 from pixelmill.tasks.engine.stages import Row, ShardStages
-from pixelmill.tasks.engine.telemetry import Stats
+from pixelmill.tasks.engine.telemetry import BRIGHTNESS, Stats
 from pixelmill.tasks.engine.tuning import DEFAULT_SIZE, batch_sizes
 from pixelmill.tasks.engine.watchdog import (
     EXIT_CODE,
@@ -39,6 +40,7 @@ from pixelmill.tasks.engine.watchdog import (
 )
 from pixelmill.tasks.sources import read_bytes
 from pixelmill.tasks.store import Receipt, RunRecord, ShardWriter, Store
+from pixelmill.tasks.store.digests import contains
 
 __all__ = ["ShardOutcome", "configure_process", "score_shard"]
 
@@ -101,11 +103,17 @@ def _keep_large_blocks() -> None:
 
 # A process may work on several shards; a suspect of one must be alone in all of it
 _IN_PROGRESS = SharedLock()
+# One shard is written while the next is scored, and no more are held
+_COMMITTING = threading.Lock()
 
 
 def never() -> bool:
     """Go on."""
     return False
+
+
+def nothing() -> None:
+    """Nobody waits for it."""
 
 
 def score_shard(
@@ -114,6 +122,7 @@ def score_shard(
     shard_index: int,
     *,
     should_stop: Callable[[], bool] = never,
+    on_scored: Callable[[], None] = nothing,
     device: str | None = None,
     may_exit: bool = False,
     overlap: bool | None = None,
@@ -128,6 +137,9 @@ def score_shard(
         run_id: of a run in it.
         shard_index: of a shard in the run's plan.
         should_stop: asked before each batch.
+        on_scored: called when nothing is left but to write and commit, which leaves the processor
+            idle for the most part: this process may begin another shard, in another thread. Not
+            called before the shard before has been committed.
         device: "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
         may_exit: whether this process may end itself, because somebody will start it again: when
             an image hangs it or takes it beyond its memory, or when its GPU is lost.
@@ -162,10 +174,12 @@ def score_shard(
             writer.abort()
             crumbs.end()
             return ShardOutcome(writer.shard_id, {}, 0, {}, stopped=True)
-        writing = time.perf_counter()
-        writer.stage()
-        now = time.perf_counter()
-        receipt = writer.commit(scoring.stats(wall_s=now - started, write_s=now - writing))
+        with _COMMITTING, _IN_PROGRESS.shared():
+            on_scored()
+            writing = time.perf_counter()
+            writer.stage()
+            now = time.perf_counter()
+            receipt = writer.commit(scoring.stats(wall_s=now - started, write_s=now - writing))
     except DeviceLostError:
         # What was in progress stays suspected: an image may have done it
         writer.abort()
@@ -200,10 +214,9 @@ def _published_ids(root: str, run_id: str, model_key: str) -> NDArray[np.bytes_]
 
 
 def _is_published(root: str, store: Store, run_id: str, model_key: str, image_id: str) -> bool:
-    ids = _published_ids(root, run_id, model_key)
+    published = _published_ids(root, run_id, model_key)
     wanted = np.frombuffer(bytes.fromhex(image_id), "S16")
-    position = int(np.searchsorted(ids, wanted)[0])
-    return position < len(ids) and ids[position] == wanted[0]
+    return bool(contains(published, wanted)[0])
 
 
 class _StoppedError(Exception):
@@ -395,6 +408,7 @@ class _Scoring:
             },
             "num_decoded": stages.num_decoded,
             "images_per_s": stages.num_decoded / wall_s,
+            **{f"{BRIGHTNESS}{k}": n for k, n in enumerate(stages.brightness) if n},
             "device": self._device.name,
             "device_share": device_s / wall_s,
             "peak_rss_bytes": peak_rss_bytes() or 0,

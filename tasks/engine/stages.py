@@ -44,6 +44,7 @@ from pixelmill.tasks.engine.merge import merge_views
 from pixelmill.tasks.engine.networks import Models
 from pixelmill.tasks.engine.reading import FileBytes, identify, read_with_retries
 from pixelmill.tasks.engine.schedule import Stage
+from pixelmill.tasks.engine.telemetry import BRIGHTNESS_BINS, brightness_bin
 from pixelmill.tasks.engine.tuning import BatchSizes
 from pixelmill.tasks.engine.views import Placement, decode_scale, draw_view, plan_views
 from pixelmill.tasks.engine.watchdog import OverdueError, Watchdog
@@ -183,6 +184,7 @@ class ShardStages:
         self._gpu_pixels = 0
         self.counts = [InputCounts() for _ in specs]
         self.num_decoded = 0
+        self.brightness = [0] * BRIGHTNESS_BINS
 
     def line(self) -> tuple[Stage, ...]:
         """The stages in their order; the first takes what `read_ahead` gives."""
@@ -359,7 +361,7 @@ class ShardStages:
                 decoded = self._decoded(row, content, scale, models)
                 if decoded is None:
                     continue
-                self._note_decoded(row, content, decoded.original_size)
+                self._note_decoded(row, content, decoded.original_size, decoded.pixels)
                 image = self._image_row(row, content, decoded.original_size, decoded.flags)
                 yield _Decoded(row, image, decoded.pixels, tuple(models), scale)
 
@@ -391,13 +393,21 @@ class ShardStages:
             self._fail_decode(row, content, err, models)
             return None
 
-    def _note_decoded(self, row: Row, content: FileBytes, size: tuple[int, int]) -> None:
+    def _note_decoded(
+        self,
+        row: Row,
+        content: FileBytes,
+        size: tuple[int, int],
+        pixels: NDArray[np.uint8] | None = None,
+    ) -> None:
         """Count an image, and where it lies, once for however many ways it is decoded in."""
         with self._lock:
             if row.index in self._sized:
                 return
             self._sized.add(row.index)
             self.num_decoded += 1
+            if pixels is not None:
+                self.brightness[brightness_bin(pixels)] += 1
         height, width = size
         self._catalogue(row, content.image_id, width, height)
 

@@ -17,14 +17,31 @@ pass); `peak_rss_bytes`; `batch_size/<model_key>` (the most frequent one); `engi
 float32 on this machine, or "reference": it is that, or needs no gate); and, of the inputs of
 each model, `num_empty/<model_key>`, `num_duplicate/<model_key>`, `num_known/<model_key>` and
 `num_failed/<model_key>`, which with `Receipt.num_scored` (that holds the empty ones) add up to all.
+`brightness/<k>`: images whose mean brightness is in the k-th of 16 equal bins from black to white;
+of those that the GPU decodes it is not taken.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Stats", "bottleneck", "sum_stats"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BRIGHTNESS",
+    "BRIGHTNESS_BINS",
+    "Stats",
+    "bottleneck",
+    "brightness_bin",
+    "sum_stats",
+]
 
 Stats = dict[str, float | int | str]
+
+BRIGHTNESS, BRIGHTNESS_BINS = "brightness/", 16
+# Rec. 601, as `Image.convert("L")`
+_LUMA = np.array([0.299, 0.587, 0.114])
+_LOOKED_AT = 48  # rows and columns: 20 microseconds, and within half a bin of all pixels' mean
 
 _LARGEST = ("peak_rss_bytes", "queue_max/", "threads/", "batch_size/")
 _RATIOS = ("images_per_s", "read_bytes_per_s", "device_share", "queue_mean/")
@@ -87,6 +104,17 @@ def bottleneck(stats: Mapping[str, float | int | str]) -> str:
     if any(name.startswith("threads/") for name in stats):
         return _slowest_lane(stats)
     return _largest_part(stats)
+
+
+def brightness_bin(pixels: NDArray[np.uint8]) -> int:
+    """The bin of an image's mean brightness, from some of its pixels.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+    """
+    rows, columns = (max(1, size // _LOOKED_AT) for size in pixels.shape[:2])
+    mean = float(pixels[::rows, ::columns].mean(axis=(0, 1)) @ _LUMA)
+    return int(mean + 0.5) * BRIGHTNESS_BINS // 256
 
 
 def _largest_part(stats: Mapping[str, float | int | str]) -> str:

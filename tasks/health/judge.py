@@ -82,6 +82,13 @@ class ModelHealth:
     readings: tuple[Reading, ...]
     findings: tuple[HealthFinding, ...]
 
+    @property
+    def means(self) -> tuple[str, ...]:
+        """Names of the numbers that every night has one of."""
+        return tuple(
+            dict.fromkeys(name for each in (*self.baseline, self.night) for name in each.means)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Health:

@@ -12,18 +12,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.engine.telemetry import BRIGHTNESS, BRIGHTNESS_BINS
 from pixelmill.tasks.health.drift import Histogram
 from pixelmill.tasks.metrics.ptb import tokenize_captions
 from pixelmill.tasks.store import RunRecord, Store
 from pixelmill.tasks.store.masks import read_planes
 
-__all__ = ["BRIGHTNESS", "Night", "Quantity", "dates_of", "read_night"]
+__all__ = ["Night", "Quantity", "dates_of", "read_night"]
 
 # Histograms of more images than this are of a sample; ids are digests, so the first are random
 _MOST_IMAGES = 50_000
 _MASK_SAMPLE = 64
-_BRIGHTNESS_BINS = 16
-BRIGHTNESS = "brightness/"
 _SCORE_BINS, _PLACE_BINS = 50, 20
 _MOST_COUNT = 20
 
@@ -177,14 +176,14 @@ def _num_missing(store: Store, model_key: str, runs: Sequence[RunRecord]) -> int
 
 def _brightness(store: Store, runs: Sequence[RunRecord]) -> Histogram | None:
     """Mean brightness of the images decoded, which workers note with each shard."""
-    counts = np.zeros(_BRIGHTNESS_BINS)
+    counts = np.zeros(BRIGHTNESS_BINS)
     for run in runs:
         for receipt in store.receipts(run.run_id):
             for name, value in receipt.stats.items():
                 if name.startswith(BRIGHTNESS) and not isinstance(value, str):
-                    counts[min(int(name.removeprefix(BRIGHTNESS)), _BRIGHTNESS_BINS - 1)] += value
+                    counts[min(int(name.removeprefix(BRIGHTNESS)), BRIGHTNESS_BINS - 1)] += value
     total = int(counts.sum())
-    return _binned(counts, np.linspace(0, 1, _BRIGHTNESS_BINS + 1), total) if total else None
+    return _binned(counts, np.linspace(0, 1, BRIGHTNESS_BINS + 1), total) if total else None
 
 
 def _binned(counts: NDArray[np.float64], edges: NDArray[np.float64], num_images: int) -> Histogram:

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
+from PIL import Image
 
-from pixelmill.tasks.engine.telemetry import bottleneck, sum_stats
+from pixelmill.tasks.engine.telemetry import bottleneck, brightness_bin, sum_stats
 
 IN_TURNS = {
     "wall_s": 10.0,
@@ -93,3 +95,18 @@ def test_shards_sum_to_one_with_peaks_and_ratios_of_their_own_kind():
         "device": "cpu",
     }
     assert sum_stats([]) == {}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (480, 640), (3000, 50)])
+@pytest.mark.parametrize("value", [0, 15, 16, 130, 255])
+def test_brightness_of_one_shade_is_its_sixteenth(value, size):
+    assert brightness_bin(np.full((*size, 3), value, np.uint8)) == value // 16
+
+
+def test_brightness_is_that_of_all_pixels_in_grey():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        shades = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        picture = Image.fromarray(shades).resize((320, 240))
+        mean = float(np.asarray(picture.convert("L")).mean())
+        assert abs(brightness_bin(np.asarray(picture)) + 0.5 - mean / 16) < 1
