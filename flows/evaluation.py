@@ -14,7 +14,7 @@ from pixelmill.flows.score import report_task
 from pixelmill.tasks.evaluate import evaluate_task
 from pixelmill.tasks.evaluation.save import save_evaluation
 from pixelmill.tasks.metrics.results import Evaluation
-from pixelmill.tasks.report import summary_markdown
+from pixelmill.tasks.report import report_files, summary_markdown
 from pixelmill.tasks.store import RunRecord, Store
 
 __all__ = ["EvaluateParams", "EvaluationReport", "evaluate_flow", "evaluate_store", "find_last_run"]
@@ -66,7 +66,7 @@ def evaluate_store(params: EvaluateParams) -> EvaluationReport:
         collection=run.collection,
         run_id=run.run_id,
     )
-    keep_results(store, run.collection, (*metrics, report))
+    keep_results(store, run.collection, (*metrics, *report_files(report)))
     create_markdown_artifact(summary_markdown(evaluation, None), key="evaluation")
     return EvaluationReport(evaluation, folder, report)
 

@@ -57,6 +57,7 @@ def report(
     *,
     collection: Collection = None,
     to: Annotated[Path | None, Parameter(help="The HTML file; else in the store.")] = None,
+    gallery: Annotated[int, Parameter(help="Images in the gallery, at most.")] = 120,
 ) -> ExitCode:
     """Write the HTML report of a collection, without comparing with truth.
 
@@ -64,14 +65,16 @@ def report(
     """
     from pixelmill.flows.evaluation import find_last_run
     from pixelmill.flows.results import keep_results, results_folder
-    from pixelmill.tasks.report import build_report
+    from pixelmill.tasks.report import build_report, report_files
     from pixelmill.tasks.store import Store
 
     opened = Store(store)
     run = find_last_run(opened, collection)
     path = to or results_folder(opened, run.collection) / "report.html"
-    written = build_report(opened, None, path, collection=run.collection, run_id=run.run_id)
+    written = build_report(
+        opened, None, path, collection=run.collection, run_id=run.run_id, max_gallery=gallery
+    )
     if to is None:
-        keep_results(opened, run.collection, [written])
+        keep_results(opened, run.collection, report_files(written))
     print(written)
     return ExitCode.COMPLETE

@@ -1,6 +1,7 @@
 """The report: one HTML file with everything in it."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from markupsafe import Markup
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.display import printable
 from pixelmill.tasks.metrics.results import Evaluation
+from pixelmill.tasks.report.backfill import read_backfill
+from pixelmill.tasks.report.changes import change_view
 from pixelmill.tasks.report.formats import (
     content_digest,
     format_bytes,
@@ -28,7 +31,16 @@ from pixelmill.tasks.report.gallery import (
     Tile,
     build_tiles,
     choose_images,
+    mistake_reason,
     ranking_name,
+)
+from pixelmill.tasks.report.history import (
+    Snapshot,
+    encode_history,
+    extend_history,
+    history_table,
+    read_history,
+    take_snapshot,
 )
 from pixelmill.tasks.report.layers import Box, Chip, Layer, Region
 from pixelmill.tasks.report.palette import ClassColours, assign_colours, colour_css
@@ -43,7 +55,7 @@ from pixelmill.tasks.report.summary import (
 )
 from pixelmill.tasks.store import Store
 
-__all__ = ["build_report"]
+__all__ = ["build_report", "report_files"]
 
 _FOLDER = Path(__file__).parent
 # boxes below it are hidden until the reader moves the slider
@@ -54,6 +66,12 @@ _REASON_TITLES = {
     "random": "Random",
     "empty": "Nothing found",
     "failed": "Failed",
+    "missed": "Missed",
+    "background": "False positive",
+    "class": "Wrong class",
+    "localisation": "Badly placed",
+    "class-and-localisation": "Wrong class, badly placed",
+    "duplicate": "Found twice",
 }
 
 
@@ -141,6 +159,7 @@ def _layer_titles(tiles: Sequence[Tile]) -> dict[str, str]:
         ("regions", "Regions", any(layer.regions_uri for layer in layers)),
         ("captions", "Captions", any(layer.captions for layer in layers)),
         ("labels", "Labels", any(layer.labels for layer in layers)),
+        ("mistakes", "Mistakes", any(tile.marks for tile in tiles)),
         ("truth", "Truth", any(tile.true_boxes or tile.true_captions for tile in tiles)),
     )
     return {css: title for css, title, there in kinds if there}
@@ -202,6 +221,7 @@ def _environment(
         "orders": [(f"v{number}", title) for number, title in enumerate(orders.values())],
         "reason_titles": _REASON_TITLES,
         "threshold": _SHOWN_SCORE,
+        "mistake_reason": mistake_reason,
     }
     return environment
 
@@ -218,9 +238,12 @@ def build_report(
     *,
     collection: str,
     run_id: str | None,
-    max_gallery: int = 60,
+    max_gallery: int = 120,
 ) -> Path:
     """Write one self-contained HTML file: no network, the same bytes for the same input.
+
+    Beside it, under the same name, its numbers with those of the runs before: `.json`, from which
+    the next report tells what changed, and `.parquet`.
 
     Args:
         store: published tables are read, and pictures of the gallery's images.
@@ -248,6 +271,9 @@ def build_report(
     references = load_references(evaluation, [pick.path for pick in picks], images["path"])
     tiles = build_tiles(store, picks, models, evaluation, references, colours)
     orders = _tile_orders(evaluation, models)
+    path = out / "report.html" if out.is_dir() or not out.suffix else out
+    earlier, complaint = _earlier(store, collection)
+    history = extend_history(earlier, take_snapshot(summary, evaluation))
     stages = stage_rows(summary)
     # exactly what stands between the tags, or the policy refuses it
     style = "\n".join(
@@ -263,20 +289,53 @@ def build_report(
             style_digest=content_digest(style),
             script_digest=content_digest(script),
             summary=summary,
+            changes=change_view(history, summary.run_id, KIND_TITLES, complaint),
+            backfill=read_backfill(store, collection),
             evaluation=evaluation,
             views=views,
             tiles=tiles,
             absent_truth=references.absent,
             tile_classes=_tile_classes(tiles),
+            tile_folders=_tile_folders(tiles),
+            tile_reasons=Counter(reason for tile in tiles for reason in tile.reasons),
             layer_titles=_layer_titles(tiles),
             stage_bar=stage_bar(stages),
             stages=stages,
         )
     )
-    path = out / "report.html" if out.is_dir() or not out.suffix else out
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    _replace(path.with_suffix(".json"), encode_history(collection, history).encode())
+    _replace(path.with_suffix(".parquet"), history_table(history))
+    _replace(path, html.encode())
     return path
+
+
+def report_files(report: Path) -> tuple[Path, ...]:
+    """The report and its numbers, which `build_report` wrote."""
+    return report, report.with_suffix(".json"), report.with_suffix(".parquet")
+
+
+def _earlier(store: Store, collection: str) -> tuple[tuple[Snapshot, ...], str]:
+    """The numbers of earlier reports, and why there are none if they cannot be read."""
+    try:
+        return read_history(store, collection), ""
+    except ValueError as err:  # a night's report must not fail for what is only beside it
+        return (), str(err)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Whole, also for who opens the report while it is made again."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(data)
+    aside.replace(path)
+
+
+def _tile_folders(tiles: Sequence[Tile]) -> tuple[tuple[str, int], ...]:
+    """First folders of the gallery's paths and their images; none where all lie in one."""
+    counts = Counter(tile.path.partition("/")[0] for tile in tiles if "/" in tile.path)
+    loose = sum("/" not in tile.path for tile in tiles)
+    folders = sorted(counts.items())
+    return tuple(folders) if len(folders) + bool(loose) > 1 else ()
 
 
 def _tile_classes(tiles: Sequence[Tile]) -> tuple[tuple[int, str], ...]:

@@ -17,6 +17,8 @@ __all__ = ["Box", "Chip", "Layer", "Region", "Rows", "build_layer", "read_rows"]
 
 _MAX_BOXES = 60
 _OUTLINE_EDGE = 400
+# Tracing takes time; boxes of lower scores are shown without their masks
+_LEAST_OUTLINED = 0.05
 _BACKGROUND = frozenset({"background", "__background__", "void", "unlabeled", "unlabelled"})
 
 
@@ -152,12 +154,11 @@ def _outlines(
     """SVG paths of the best boxes' masks by rank, and the (H, W) that they are drawn in."""
     found = store.instances(image_id, model=model_key)
     size = fit((found.masks.shape[1], found.masks.shape[2]), _OUTLINE_EDGE)
-    ranks = found.boxes["rank"].tolist()
-    return {
-        int(rank): trace_outline(shrink_mask(mask, _OUTLINE_EDGE))
-        for rank, mask in zip(ranks, found.masks, strict=True)
-        if rank < _MAX_BOXES
-    }, size
+    drawn = (found.boxes["rank"] < _MAX_BOXES) & (found.boxes["score"] >= _LEAST_OUTLINED)
+    ranks = found.boxes.loc[drawn, "rank"].tolist()
+    masks = shrink_mask(found.masks[drawn.to_numpy()], _OUTLINE_EDGE)
+    outlines = {int(rank): trace_outline(mask) for rank, mask in zip(ranks, masks, strict=True)}
+    return outlines, size
 
 
 def _regions(

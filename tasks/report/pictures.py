@@ -62,11 +62,11 @@ def encode_regions(
 
 
 def shrink_mask(mask: NDArray[_T], edge: int) -> NDArray[_T]:
-    """Nearest-pixel thinning of an (H, W) array to a long side of at most `edge`."""
-    height, width = fit((mask.shape[0], mask.shape[1]), edge)
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return mask[np.ix_(rows, columns)]
+    """Nearest-pixel thinning of (..., H, W) arrays to a long side of at most `edge`."""
+    height, width = fit((mask.shape[-2], mask.shape[-1]), edge)
+    rows = ((np.arange(height) + 0.5) * mask.shape[-2] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * mask.shape[-1] / width).astype(int)
+    return mask[..., rows[:, None], columns]
 
 
 def trace_outline(mask: NDArray[np.bool_], *, tolerance: float = 1.0) -> str:
@@ -79,9 +79,14 @@ def trace_outline(mask: NDArray[np.bool_], *, tolerance: float = 1.0) -> str:
     Returns:
         The path's `d`; empty for an empty mask.
     """
-    loops = _edge_loops(mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return ""
+    top, left = int(rows[0]), int(columns[0])
     parts = []
-    for loop in loops:
+    # most masks are small in their image: what is empty around them need not be looked at
+    for corners in _edge_loops(mask[top : rows[-1] + 1, left : columns[-1] + 1]):
+        loop = [(x + left, y + top) for x, y in corners]
         points = _simplify(loop, tolerance)
         if len(points) < 3:  # smaller than the tolerance
             points = loop

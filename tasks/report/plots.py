@@ -23,6 +23,7 @@ __all__ = [
     "histogram",
     "line_chart",
     "nice_ticks",
+    "sparkline",
     "stacked_bar",
 ]
 
@@ -67,7 +68,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     Source:
         Heckbert, "Nice Numbers for Graph Labels", Graphics Gems (1990), p. 61.
     """
-    if high - low <= 1e-9 * abs(low):
+    if high - low <= max(1e-9 * abs(low), 1e-300):
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -105,7 +106,9 @@ def _title(text: str) -> Markup:
     return _element("title", text)
 
 
-def _svg(height: float, label: str, *children: Markup, css: str = "plot") -> Markup:
+def _svg(
+    height: float, label: str, *children: Markup, css: str = "plot", **attributes: str
+) -> Markup:
     return _element(
         "svg",
         *children,
@@ -113,6 +116,7 @@ def _svg(height: float, label: str, *children: Markup, css: str = "plot") -> Mar
         class_=css,
         role="img",
         aria_label=label,
+        **attributes,
     )
 
 
@@ -237,16 +241,29 @@ def line_chart(
         )
     label = f"{title}. {len(curves)} lines: {', '.join(c.name for c in curves[:_MAX_COLOURED])}"
     axes = frame.axes(curves[0].x_label, curves[0].y_label)
-    return _svg(height, label, axes, *series)
+    # by which the page's script reads values off the lines
+    sides = (frame.left, frame.top, frame.right, frame.bottom, *frame.x_range, *frame.y_range)
+    return _svg(
+        height,
+        label,
+        axes,
+        *series,
+        data_frame=" ".join(f"{side:.6g}" for side in sides),
+        data_x=curves[0].x_label,
+        data_y=curves[0].y_label,
+    )
 
 
-def bar_chart(bars: Sequence[Bar], *, title: str, counts: bool = False) -> Markup:
+def bar_chart(
+    bars: Sequence[Bar], *, title: str, counts: bool = False, to_largest: bool = False
+) -> Markup:
     """Horizontal bars, highest first; of very many only both ends are drawn.
 
     Args:
         bars: values that are not finite are left out.
         title: for screen readers.
         counts: whole numbers, on an axis of their own; else the axis is [0, 1] where it fits.
+        to_largest: the longest bar fills the axis.
     """
     drawn = sorted(
         (bar for bar in bars if math.isfinite(bar.value)), key=lambda bar: (-bar.value, bar.label)
@@ -262,7 +279,7 @@ def bar_chart(bars: Sequence[Bar], *, title: str, counts: bool = False) -> Marku
     left = _label_width([bar.label for bar in drawn])
     right = _WIDTH - 60
     values = [bar.value for bar in drawn]
-    high = max(values) if counts or max(values) > 1 else 1.0
+    high = max(values) if counts or to_largest or max(values) > 1 else 1.0
     low = min(0.0, *values)
     span = (high - low) or 1.0
 
@@ -494,6 +511,44 @@ def stacked_bar(parts: Sequence[Part], *, title: str, height: int = 14) -> Marku
         at += share
     label = f"{title}: " + ", ".join(f"{part.label} {part.text}" for part in parts)
     return _element("svg", *marks, class_="stacked", height=height, role="img", aria_label=label)
+
+
+def sparkline(points: Sequence[tuple[str, float]], *, title: str) -> Markup:
+    """A small line of one number over its dates, without axes; nothing for a single point.
+
+    Args:
+        points: (date, value) in order; the line spans the least and the greatest value.
+        title: for screen readers.
+    """
+    drawn = [(name, value) for name, value in points if math.isfinite(value)]
+    if len(drawn) < 2:
+        return Markup()
+    values = [value for _, value in drawn]
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    places = [
+        (100 * number / (len(drawn) - 1), 26 - 22 * (value - low) / span)
+        for number, value in enumerate(values)
+    ]
+    line = _element(
+        "polyline",
+        points=" ".join(f"{_number(x)},{_number(y)}" for x, y in places),
+        class_="line",
+    )
+    (first, old), (last, new) = drawn[0], drawn[-1]
+    label = (
+        f"{title}: {len(drawn)} runs, {format_value(old)} on {first}, {format_value(new)} on {last}"
+    )
+    return _element(
+        "svg",
+        _title(label),
+        line,
+        viewBox="0 0 100 28",
+        preserveAspectRatio="none",
+        class_="spark",
+        role="img",
+        aria_label=label,
+    )
 
 
 def _nothing(title: str) -> Markup:

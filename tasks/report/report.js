@@ -42,25 +42,113 @@
   }, { rootMargin: "-30% 0px -65% 0px" });
   for (const id of links.keys()) watch.observe(document.getElementById(id));
 
-  // Titles of plot marks at once, where the pointer is.
+  // Plots: what a mark stands for, where the pointer is or by the arrow keys.
   const tip = document.createElement("div");
   tip.className = "tip";
   tip.hidden = true;
-  document.body.append(tip);
+  const said = document.createElement("div");
+  said.className = "sr";
+  said.setAttribute("role", "status");
+  document.body.append(tip, said);
   for (const title of all("svg title")) {
     title.parentNode.dataset.tip = title.textContent;
     title.remove();
   }
-  document.addEventListener("pointermove", (event) => {
-    const mark = event.target instanceof Element ? event.target.closest("[data-tip]") : null;
-    tip.hidden = !mark;
-    if (!mark) return;
-    tip.textContent = mark.dataset.tip;
-    const left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
-    const below = event.clientY + 18 + tip.offsetHeight < innerHeight;
-    tip.style.left = `${left}px`;
-    tip.style.top = `${below ? event.clientY + 18 : event.clientY - tip.offsetHeight - 10}px`;
-  });
+  const tell = (text, x, y) => {
+    tip.textContent = text;
+    tip.hidden = false;
+    const below = y + 18 + tip.offsetHeight < innerHeight;
+    tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${below ? y + 18 : y - tip.offsetHeight - 10}px`;
+  };
+  const short = (value) => Number(value.toPrecision(3));
+  // the values along the lines of a plot, in the plot's own pixels
+  const linesOf = (plot) => {
+    const [left, top, right, bottom, x0, x1, y0, y1] = plot.dataset.frame.split(" ").map(Number);
+    return all(".series", plot).reverse().map((series) => ({
+      series,
+      points: series.querySelector(".line").getAttribute("points").split(" ").map((pair) => {
+        const [x, y] = pair.split(",").map(Number);
+        const at = x0 + (x - left) / (right - left) * (x1 - x0);
+        const value = y0 + (bottom - y) / (bottom - top) * (y1 - y0);
+        return { x, y, text: `${series.dataset.tip}: ${plot.dataset.x} ${short(at)}, ${plot.dataset.y} ${short(value)}` };
+      }),
+    }));
+  };
+  const cursorOf = (plot) => {
+    let cursor = plot.querySelector(".cursor");
+    if (!cursor) {
+      cursor = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+      cursor.setAttribute("class", "cursor");
+      cursor.setAttribute("r", "4.5");
+      plot.append(cursor);
+    }
+    return cursor;
+  };
+  const point = (plot, { x, y }) => {
+    const cursor = cursorOf(plot);
+    cursor.setAttribute("cx", x);
+    cursor.setAttribute("cy", y);
+  };
+  const leave = (plot) => {
+    plot.querySelector(".cursor")?.remove();
+    for (const mark of all(".at", plot)) mark.classList.remove("at");
+    tip.hidden = true;
+  };
+  for (const plot of all("svg.plot, svg.stacked")) {
+    let lines = null;
+    const isLines = plot.dataset.frame !== undefined;
+    const marks = isLines ? [] : all("[data-tip]", plot);
+    if (!isLines && !marks.length) continue;
+    plot.addEventListener("pointerleave", () => leave(plot));
+    plot.addEventListener("pointermove", (event) => {
+      if (!isLines) {
+        const mark = event.target.closest("[data-tip]");
+        if (mark) tell(mark.dataset.tip, event.clientX, event.clientY);
+        else tip.hidden = true;
+        return;
+      }
+      lines ??= linesOf(plot);
+      const place = new DOMPoint(event.clientX, event.clientY).matrixTransform(plot.getScreenCTM().inverse());
+      let best = null;
+      let least = 30 ** 2; // farther from any line than that, nothing is meant
+      for (const line of lines) {
+        for (const each of line.points) {
+          const distance = (each.x - place.x) ** 2 + (each.y - place.y) ** 2;
+          if (distance < least) [best, least] = [each, distance];
+        }
+      }
+      if (!best) return leave(plot);
+      point(plot, best);
+      tell(best.text, event.clientX, event.clientY);
+    });
+    // the keyboard's way
+    plot.tabIndex = 0;
+    let [row, column] = [0, -1];
+    plot.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (event.key === "Escape") return leave(plot);
+      if (!step) return;
+      event.preventDefault();
+      const box = plot.getBoundingClientRect();
+      let text = "";
+      if (isLines) {
+        lines ??= linesOf(plot);
+        row = (row + step[0] + lines.length) % lines.length;
+        const { points } = lines[row];
+        column = Math.min(Math.max(column + step[1] * Math.ceil(points.length / 40), 0), points.length - 1);
+        point(plot, points[column]);
+        text = points[column].text;
+      } else {
+        column = Math.min(Math.max(column + step[0] + step[1], 0), marks.length - 1);
+        for (const mark of marks) mark.classList.toggle("at", mark === marks[column]);
+        text = marks[column].dataset.tip;
+      }
+      said.textContent = text;
+      tell(text, box.left + 20, box.top - 8);
+    });
+    plot.addEventListener("blur", () => leave(plot));
+  }
 
   // Tables sorted by a click on a heading; undefined numbers always last.
   const order = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
@@ -79,7 +167,9 @@
         heading.setAttribute("aria-sort", down ? "descending" : "ascending");
         const value = (row) => {
           const cell = row.cells[column];
-          return numeric ? parseFloat(cell.dataset.value ?? cell.textContent) : cell.textContent.trim();
+          // counts have their thousands apart
+          const text = (cell.dataset.value ?? cell.textContent).replace(/[\u202f,]/g, "");
+          return numeric ? parseFloat(text.replace("\u2212", "-")) : cell.textContent.trim();
         };
         const compare = (a, b) => {
           const [x, y] = [value(a), value(b)];
@@ -110,6 +200,7 @@
     }
     return false;
   };
+  const shapes = all(".shape");
   const apply = () => {
     const hidden = new Set();
     for (const box of form.querySelectorAll("[name=hide]")) {
@@ -119,14 +210,19 @@
     const score = Number(form.elements.score.value);
     const wanted = form.elements.class?.value ?? "";
     const reason = form.elements.reason.value;
+    const folder = form.elements.folder?.value ?? "";
+    const text = form.elements.text.value.toLowerCase();
     document.getElementById("score-out").textContent = score.toFixed(2);
-    for (const shape of all(".shape")) {
+    grid.dataset.size = form.elements.size.value;
+    for (const shape of shapes) {
       const other = wanted !== "" && shape.dataset.class !== wanted;
       shape.classList.toggle("off", other || Number(shape.dataset.score) < score);
     }
     let count = 0;
     for (const tile of tiles) {
       const keep = (reason === "" || tile.dataset.reasons.split(" ").includes(reason))
+        && (folder === "" || tile.dataset.folder === folder)
+        && (text === "" || tile.dataset.path.toLowerCase().includes(text))
         && (wanted === "" || classed(tile, wanted, score, hidden));
       tile.classList.toggle("gone", !keep);
       count += keep;
@@ -144,7 +240,11 @@
     };
     grid.append(...(key === "" ? tiles : [...tiles].sort(compare)));
   };
-  form.addEventListener("input", apply);
+  let pending = 0; // a slider sends more than a screen can show
+  form.addEventListener("input", () => {
+    cancelAnimationFrame(pending);
+    pending = requestAnimationFrame(apply);
+  });
   form.elements.order.addEventListener("change", arrange);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
@@ -199,6 +299,7 @@
   // on the document: a step moves the focus out of the dialog
   document.addEventListener("keydown", (event) => {
     if (!viewer.open) return;
+    if (event.target.closest?.("input, select")) return;
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
   });

@@ -1,6 +1,7 @@
 """What a store says of one collection and run, in numbers: the report's first half."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from pixelmill.tasks.engine.telemetry import bottleneck, sum_stats
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.store import Receipt, RunRecord, Store
 
-__all__ = ["FailureGroup", "ModelLedger", "RunSummary", "summarise_run"]
+__all__ = ["EngineUse", "FailureGroup", "ModelLedger", "RunSummary", "summarise_run"]
 
 _EXAMPLES = 3
 
@@ -62,6 +63,22 @@ class FailureGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineUse:
+    """By which engine a model was run.
+
+    Attributes:
+        engine: with its precision.
+        gate: how it compares with PyTorch in float32 there, or "reference": it is that.
+        num_shards: of the run that were scored so.
+    """
+
+    model_key: str
+    engine: str
+    gate: str
+    num_shards: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """A collection as it stands, and what the run did.
 
@@ -77,6 +94,7 @@ class RunSummary:
             do not tell.
         input_bytes: size of the collection's scored images.
         output_bytes: size of the tables and mask stores that the run's receipts name.
+        engines: of each model of the run, the most used first.
     """
 
     collection: str
@@ -95,6 +113,7 @@ class RunSummary:
     bottleneck: str
     input_bytes: int
     output_bytes: int
+    engines: tuple[EngineUse, ...] = ()
 
 
 def find_run(store: Store, collection: str, run_id: str | None) -> RunRecord | None:
@@ -229,6 +248,19 @@ def _rate(receipts: Sequence[Receipt]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
+def _engines(receipts: Sequence[Receipt], model_keys: Iterable[str]) -> tuple[EngineUse, ...]:
+    """What the shards' workers said that they used."""
+    used = []
+    for key in model_keys:
+        pairs = Counter(
+            (str(receipt.stats[f"engine/{key}"]), str(receipt.stats.get(f"gate/{key}", "")))
+            for receipt in receipts
+            if f"engine/{key}" in receipt.stats
+        )
+        used += [EngineUse(key, *pair, count) for pair, count in pairs.most_common()]
+    return tuple(used)
+
+
 def _mask_bytes(store: Store, receipts: Sequence[Receipt]) -> int:
     """Size of the receipts' mask stores, by one listing per folder that holds them."""
     stores = {path for receipt in receipts for path in receipt.mask_stores.values()}
@@ -248,7 +280,8 @@ def _input_bytes(store: Store, image_ids: pd.Series, model_keys: Iterable[str]) 
     if not tables:
         return 0
     rows = pd.concat(tables).drop_duplicates("image_id")
-    return int(rows.loc[rows["image_id"].isin(image_ids), "size_bytes"].sum())
+    # a join of hashes; `isin` of text columns is ten times as slow
+    return int(rows.merge(image_ids.dropna().drop_duplicates(), on="image_id")["size_bytes"].sum())
 
 
 def summarise_run(
@@ -295,4 +328,5 @@ def summarise_run(
         bottleneck=bottleneck(stats) if stats.get("num_decoded") else "",
         input_bytes=_input_bytes(store, images["image_id"], models),
         output_bytes=table_bytes + _mask_bytes(store, receipts),
+        engines=_engines(receipts, models),
     )

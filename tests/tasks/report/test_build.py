@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from pixelmill.tasks.report import build_report
+from pixelmill.tasks.metrics.results import Mistake
+from pixelmill.tasks.report import build_report, report_files
+from pixelmill.tasks.report.history import (
+    Number,
+    Snapshot,
+    encode_history,
+    extend_history,
+    read_history,
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +222,64 @@ def test_browser_runs_the_script_and_opens_a_deep_link(path, page, tmp_path):
 def test_run_says_what_bounds_it(page):
     assert "forward-bound: 75% of a worker's time" in page.text
     assert "ms per image" in page.text
+
+
+def test_numbers_stand_beside_the_page_and_tell_the_next_one_what_changed(
+    tmp_path, specs, evaluation, kit, paths
+):
+    store = kit.write_store(tmp_path, specs, paths)
+    out = tmp_path / "store" / "reports" / kit.COLLECTION / "report.html"
+    first = build_report(store, evaluation, out, collection=kit.COLLECTION, run_id=None)
+    assert all(path.exists() for path in report_files(first))
+    assert "first report of the collection" in kit.Page(first.read_text("utf-8")).text
+
+    earlier = Snapshot(
+        "20250101T000000-000000",
+        "2025-01-01",
+        "",
+        (Number("finder", "finder-old", "boxes", "AP", 0.3, 0.2, 0.4),),
+    )
+    history = extend_history(read_history(store, kit.COLLECTION), earlier)
+    out.with_suffix(".json").write_text(encode_history(kit.COLLECTION, history))
+    pages = [
+        build_report(store, evaluation, out, collection=kit.COLLECTION, run_id=None).read_bytes()
+        for _ in range(2)
+    ]
+    assert pages[0] == pages[1]  # made again, it is still compared with the run before
+    text = kit.Page(pages[0].decode()).text
+    assert "Since the run before 20250101T000000-000000" in text
+    assert "0.300 0.500 +0.200 outside" in text
+    assert "finder-old → finder-" in text
+
+
+def test_numbers_that_cannot_be_read_do_not_stop_the_report(tmp_path, specs, kit):
+    store = kit.write_store(tmp_path, specs, ())
+    store.backend.put(f"reports/{kit.COLLECTION}/report.json", b"{")
+    out = build_report(store, None, tmp_path / "r.html", collection=kit.COLLECTION, run_id=None)
+    assert "Earlier numbers are not known" in kit.Page(out.read_text("utf-8")).text
+
+
+def test_mistakes_are_drawn_and_filtered_by(store, evaluation, kit, paths, tmp_path):
+    mistakes = (
+        Mistake(paths[0], None, "background", "car", 0.9, 0, (8, 4, 20, 14)),
+        Mistake(paths[1], None, "missed", kit.EVIL, None, None, (30, 10, 42, 20)),
+    )
+    boxes = replace(evaluation.models[0], mistakes=mistakes)
+    masks = replace(boxes, kind="masks")
+    found = replace(evaluation, models=(boxes, masks))
+    out = build_report(store, found, tmp_path, collection=kit.COLLECTION, run_id=None)
+    page = kit.Page(out.read_text("utf-8"))
+    reasons = {attrs["data-path"]: attrs["data-reasons"] for attrs in page.find("article")}
+    assert "background" in reasons[paths[0]].split()
+    assert "missed" in reasons[paths[1]].split()
+    assert len(page.find("svg", "mistakes")) == 2
+    assert len([a for a in page.find("g", "shape") if "missed" in a["class"]]) == 1
+    assert "False positive (1)" in page.text
+    assert f"{kit.EVIL} missed" in page.text
+
+
+def test_engine_and_gate_are_told(tmp_path, specs, kit):
+    store = kit.write_store(tmp_path, specs, ())
+    out = build_report(store, None, tmp_path, collection=kit.COLLECTION, run_id=None)
+    text = kit.Page(out.read_text("utf-8")).text
+    assert "openvino bf16 boxes within 0.4 px 1" in text
