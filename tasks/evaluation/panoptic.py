@@ -8,20 +8,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from pixelmill.tasks.evaluation.context import Comparison, Context
 from pixelmill.tasks.evaluation.records import digest, image_keys
 from pixelmill.tasks.evaluation.semantic import map_digest
-from pixelmill.tasks.metrics.detection import InstanceTruth, TruthImage
+from pixelmill.tasks.metrics.detection import InstanceTruth, TruthImage, decode_mask
 from pixelmill.tasks.metrics.panoptic import panoptic_counts, score_panoptic
 from pixelmill.tasks.metrics.statistics import PanopticStatistics
 from pixelmill.tasks.truth import SemanticTruth, read_label_map, without_suffix
 
 __all__ = ["compare_panoptic"]
-
-# Any: the stubs that some type checkers bring know only a part of what it takes.
-mask_codec: Any = coco_mask
 
 LEAST_SCORE, LEAST_FREE, LEAST_STUFF = 0.5, 0.5, 64 * 64
 _IMAGES_AT_ONCE = 256
@@ -193,7 +189,7 @@ class _Painter:
         # crowds lie below, and of the others the smaller on top
         for note in sorted(own, key=lambda one: (not one["iscrowd"], -one["area"])):
             segment = len(self.names) + 1 + len(classes)
-            found = mask_codec.decode(note["segmentation"]).astype(np.bool_)
+            found = decode_mask(note["segmentation"])
             segments[found] = segment
             classes[segment] = index[note["category_id"]]
             if note["iscrowd"]:

@@ -75,7 +75,7 @@ class EvaluationRecords:
         Returns:
             One row per key, and what is to be told of the records.
         """
-        kept, num_damaged = self._find(keys)
+        kept, damaged = self._find(keys)
         place = pc.index_in(pa.array(keys, _KEY), value_set=kept["key"].combine_chunks())
         index = place.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         todo = np.flatnonzero(index < 0)
@@ -85,29 +85,30 @@ class EvaluationRecords:
             tables.append(table)
             done += table.num_rows
         index[todo] = kept.num_rows + np.arange(len(todo))
+        self._backend.delete(damaged)
         self._tidy()
         notes = [
             f"{len(keys) - len(todo):,} of {len(keys):,} images as they were matched before, "
             f"{len(todo):,} anew"
         ]
-        if num_damaged:
-            notes.append(f"{num_damaged} files of records could not be read and were computed anew")
+        if damaged:
+            notes.append(f"{len(damaged)} files of records could not be read: computed anew")
         return pa.concat_tables(tables).take(pa.array(index)), tuple(notes)
 
-    def _find(self, keys: Sequence[bytes]) -> tuple[pa.Table, int]:
-        """Rows of these images, with keys, and the number of files that cannot be read."""
+    def _find(self, keys: Sequence[bytes]) -> tuple[pa.Table, list[str]]:
+        """Rows of these images, with keys, and the files that cannot be read."""
         wanted = pa.array(keys, _KEY)
-        tables, num_damaged = [self._schema.empty_table()], 0
+        tables, damaged = [self._schema.empty_table()], list[str]()
         for entry in self._parts():
             try:
                 table = self._read(entry)
             except FileNotFoundError:  # another evaluation has merged it meanwhile
                 continue
-            except (pa.ArrowException, OSError):
-                num_damaged += 1
-                continue
-            tables.append(table.filter(pc.is_in(table["key"], value_set=wanted)))
-        return pa.concat_tables(tables), num_damaged
+            if table is None:
+                damaged.append(entry.key)
+            else:
+                tables.append(table.filter(pc.is_in(table["key"], value_set=wanted)))
+        return pa.concat_tables(tables), damaged
 
     def _tidy(self) -> None:
         parts = self._parts()
@@ -119,10 +120,10 @@ class EvaluationRecords:
         tables, gone = [], []
         for entry in parts:
             with suppress(FileNotFoundError):
+                tables.append(self._read(entry))
                 gone.append(entry.key)
-                with suppress(pa.ArrowException, OSError):
-                    tables.append(self._read(entry))
-        merged = pa.concat_tables([self._schema.empty_table(), *tables])
+        kept = [table for table in tables if table is not None]
+        merged = pa.concat_tables([self._schema.empty_table(), *kept])
         unique = pc.unique(merged["key"].combine_chunks())
         first = merged.take(pc.index_in(unique, value_set=merged["key"].combine_chunks()))
         self._write(first["key"], first)
@@ -131,10 +132,13 @@ class EvaluationRecords:
     def _parts(self) -> list[Entry]:
         return list(self._backend.list(self._folder))
 
-    def _read(self, entry: Entry) -> pa.Table:
-        with self._backend.open(entry.key) as file:
-            table = pq.read_table(file, page_checksum_verification=True)
-        return table.cast(self._schema)
+    def _read(self, entry: Entry) -> pa.Table | None:
+        """A part, or None where it is damaged."""
+        content = pa.BufferReader(self._backend.get(entry.key))
+        try:
+            return pq.read_table(content, page_checksum_verification=True).cast(self._schema)
+        except (pa.ArrowException, OSError):
+            return None
 
     def _write(self, keys: Sequence[bytes] | pa.ChunkedArray, rows: pa.Table) -> None:
         column = keys if isinstance(keys, pa.ChunkedArray) else pa.array(keys, _KEY)

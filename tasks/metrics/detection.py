@@ -8,6 +8,7 @@ Source: Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014,
 https://cocodataset.org/#detection-eval.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ __all__ = [
     "InstanceTruth",
     "IouType",
     "TruthImage",
+    "decode_mask",
     "encode_mask",
     "encode_plane",
     "score_detections",
@@ -147,6 +149,15 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """
     encoded: dict[str, Any] = mask_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
     return encoded
+
+
+def decode_mask(encoded: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """(H, W) bool of compressed COCO run lengths."""
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 has not heard of numpy 2's copy keyword
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        mask: NDArray[np.bool_] = np.asarray(mask_codec.decode(encoded)).astype(np.bool_)
+    return mask
 
 
 def encode_plane(

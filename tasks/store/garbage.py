@@ -160,6 +160,16 @@ def _masks(store: Store, log: _LogRecords, before_s: float) -> Iterator[Entry]:
             yield from entries
 
 
+def _evaluations(store: Store, log: _LogRecords, before_s: float) -> Iterator[Entry]:
+    """What evaluations kept of models that have no images any more."""
+    published = {part.partitions["model"] for part in store.parts("images")}
+    for entry in store.backend.list(layout.EVALUATIONS):
+        # evaluations/model=<key>/...
+        model_key = entry.key.split("/")[1].removeprefix("model=")
+        if model_key not in published and entry.modified_s <= before_s:
+            yield entry
+
+
 def _old(folder: str) -> Callable[[Store, _LogRecords, float], Iterator[Entry]]:
     def find(store: Store, log: _LogRecords, before_s: float) -> Iterator[Entry]:
         return (entry for entry in store.backend.list(folder) if entry.modified_s <= before_s)
@@ -192,6 +202,7 @@ _KINDS: dict[str, Callable[[Store, _LogRecords, float], Iterator[Entry]]] = {
     "parts that were replaced": _changes,
     "staged tables": _staging,
     "masks": _masks,
+    "records of evaluations": _evaluations,
     "temporary files": _old(TMP),
     "notes of dead workers": _old(layout.CRUMBS),
 }
