@@ -35,7 +35,7 @@ from pixelmill.tasks.evaluation.save import save_evaluation
 from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
-from pixelmill.tasks.report import build_report, summarise_run, summary_markdown
+from pixelmill.tasks.report import build_report, report_files, summarise_run, summary_markdown
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import RunEnd, RunRecord, ShardRef, Store, end_run, publish, run_ledger
 from pixelmill.tasks.transient import explain_refusal
@@ -462,7 +462,7 @@ def report_job(store: Store, job: Job, evaluation: Evaluation | None, plan: Plan
         return path
     metrics = () if evaluation is None else save_evaluation(evaluation, folder)
     report_task(store, evaluation, path, collection=job.collection, run_id=_run_id(plan))
-    keep_results(store, job.collection, (*metrics, path))
+    keep_results(store, job.collection, (*metrics, *report_files(path)))
     return path
 
 
