@@ -5,13 +5,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from pixelmill.models.losses import (
+    balanced_weights,
     box_loss,
     dice_loss,
+    dice_per_class,
     giou_loss,
+    pixel_cross_entropy,
     pixel_weights,
     sigmoid_focal_loss,
     weighted_sum,
@@ -147,3 +151,59 @@ def test_one_object_has_no_gaps():
     instances[3, 3] = 7
     weights = pixel_weights((instances > 0).long(), instances, torch.tensor([1.0, 3.0]))
     assert weights.unique().tolist() == [1, 3]
+
+
+def test_dice_of_each_class_is_the_v_nets_formula():
+    probs = torch.tensor([[[0.2, 0.9], [0.8, 0.1]]])  # (1, 2, 2)
+    targets = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    expected = [1 - 2 * 0.9 / (1 + 0.04 + 0.81), 1 - 2 * 0.8 / (1 + 0.64 + 0.01)]
+    torch.testing.assert_close(dice_per_class(probs, targets), torch.tensor(expected))
+    torch.testing.assert_close(dice_loss(probs, targets), torch.tensor(sum(expected) / 2))
+    weighted = dice_loss(probs, targets, class_weights=torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(weighted, torch.tensor((3 * expected[0] + expected[1]) / 4))
+
+
+def test_balanced_weights_make_up_for_rarity():
+    weights = balanced_weights(torch.tensor([60, 30, 10, 0]))
+    torch.testing.assert_close(weights, torch.tensor([100 / 240, 100 / 120, 100 / 40, 0.0]))
+
+
+class TestPixelCrossEntropy:
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(3, (2, 4, 5), generator=torch.Generator().manual_seed(1))
+
+    def test_it_is_torchs_where_nothing_is_asked_for(self):
+        labels = self.labels.clone()
+        labels[0, 0] = 255
+        torch.testing.assert_close(
+            pixel_cross_entropy(self.logits, labels, void=255),
+            F.cross_entropy(self.logits, labels, ignore_index=255),
+        )
+        weights = torch.tensor([1.0, 5.0, 0.5])
+        torch.testing.assert_close(
+            pixel_cross_entropy(self.logits, labels, void=255, class_weights=weights),
+            F.cross_entropy(self.logits, labels, ignore_index=255, weight=weights),
+        )
+
+    def test_pixels_weigh_what_their_map_says(self):
+        errors = F.cross_entropy(self.logits, self.labels, reduction="none")
+        weights = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(2))
+        torch.testing.assert_close(
+            pixel_cross_entropy(self.logits, self.labels, void=255, weights=weights),
+            (weights * errors).sum() / weights.sum(),
+        )
+
+    def test_only_the_hardest_are_learnt_from(self):
+        errors = F.cross_entropy(self.logits, self.labels, reduction="none")
+        torch.testing.assert_close(
+            pixel_cross_entropy(self.logits, self.labels, void=255, hard_share=0.25),
+            errors.flatten().topk(10).values.mean(),
+        )
+
+    def test_all_void_costs_nothing(self):
+        logits = self.logits.clone().requires_grad_()
+        loss = pixel_cross_entropy(logits, torch.full_like(self.labels, 255), void=255)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits.grad is not None
+        assert not logits.grad.any()

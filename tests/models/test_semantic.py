@@ -35,6 +35,26 @@ def test_perfect_logits_cost_nothing():
     assert all(abs(float(term)) < 1e-5 for term in terms.values())
 
 
+def test_weights_of_classes_and_pixels_reach_the_terms_they_are_for():
+    logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (8, 8), generator=torch.Generator().manual_seed(1))
+    weights = torch.rand(8, 8, generator=torch.Generator().manual_seed(2))
+
+    def terms(target, **settings):
+        return semantic_loss(nn.Identity(), (logits, logits), [target], **settings)
+
+    plain = terms(SemanticTarget(labels))
+    mapped = terms(SemanticTarget(labels, weights))
+    classes = terms(SemanticTarget(labels), class_weights=torch.tensor([1.0, 4.0, 0.0]))
+    hard = terms(SemanticTarget(labels), hard_share=0.1)
+    assert mapped["dice"] == plain["dice"] == hard["dice"]
+    assert hard["cross_entropy"] > plain["cross_entropy"]
+    assert mapped["cross_entropy"] != plain["cross_entropy"]
+    assert all(classes[name] != plain[name] for name in plain)
+    # the auxiliary classifier says the same, and costs the same
+    torch.testing.assert_close(classes["auxiliary"], classes["cross_entropy"] + classes["dice"])
+
+
 def test_one_output_per_image(make_spec):
     logits = torch.randn(3, 2, 8, 8)
     outputs = semantic_outputs(nn.Identity(), logits, make_spec("semantic_segmentation"), (8, 8))
