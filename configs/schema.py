@@ -482,6 +482,13 @@ class NightlyConfig(Frozen):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the images in the store; left out: the folder's",
     )
+    days: int | None = Field(
+        default=None,
+        gt=0,
+        description="score only images whose paths have a date of the last so many days, or none "
+        "(see backfill.pattern): after a change of models the archive is left to the backfill; "
+        "left out: all that is missing",
+    )
     notify: tuple[NotifyConfig, ...] = Field(default=(), description="who is told")
 
 

@@ -1,16 +1,22 @@
 """The canary of a backfill: a sample is scored first, and compared with the current model."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from pixelmill.flows.job import Job
 from pixelmill.flows.neighbours import Neighbours
 from pixelmill.flows.score import score_listings
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.canary import Canary, broken_gates, choose_sample
+from pixelmill.tasks.canary import Canary, broken_gates, choose_sample, unmeasured
+from pixelmill.tasks.comparison.compare import compare_models
+from pixelmill.tasks.comparison.sides import Side
 from pixelmill.tasks.ingest import Listing
 from pixelmill.tasks.store import Store
 
 __all__ = ["find_current", "judge_canary"]
+
+# What else both models have scored counts too, on the second try all that the first has scored
+_MOST_COMPARED = 5000
 
 
 def judge_canary(
@@ -36,6 +42,7 @@ def judge_canary(
         return None, ""
     store = neighbours.store
     last: Canary | None = None
+    measured: list[str] = []
     note = "no other model of the same task has scored the archive"
     for spec in job.specs:
         old = find_current(store, spec)
@@ -50,13 +57,23 @@ def judge_canary(
         _, scoring, _ = score_listings(neighbours, work, is_part=True)
         if scoring.ended != "done":
             return None, f"the sample was not scored to its end: {scoring.reason}"
-        measures = compare_sample(store, old, spec.key, sample)
+        found = compare_models(
+            Side(old, store, {old: store.models()[old]}),
+            Side(spec.key, store, {spec.key: spec}),
+            store.models()[old],
+            spec,
+            collection=job.collection,
+            sample=max(canary.images, _MOST_COMPARED),
+        )
+        measures = {metric.name: metric.value for metric in found.headline}
         broken = broken_gates(measures, canary.gates)
-        num_images = sum(listing.images.num_rows for listing in sample.values())
-        last = Canary(old, spec.key, num_images, measures, broken)
+        last = Canary(old, spec.key, found.num_images, measures, broken)
         if broken:
-            break
-    return last, "" if last else note
+            return last, ""
+        measured += measures
+    if last is not None:
+        return replace(last, broken=unmeasured(canary.gates, measured)), ""
+    return None, note
 
 
 def find_current(store: Store, spec: ModelSpec) -> str | None:
@@ -75,10 +92,3 @@ def find_current(store: Store, spec: ModelSpec) -> str | None:
             if is_other and (used.task, used.name) == (spec.task, spec.name):
                 return used.key
     return None
-
-
-def compare_sample(
-    store: Store, old: str, new: str, sample: Mapping[str, Listing]
-) -> dict[str, float]:
-    """What `pixelmill compare` measures of two models on a sample, by name."""
-    raise NotImplementedError(store, old, new, sample)

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -76,6 +77,11 @@ class ScoreParams(BaseModel):
         default=None,
         pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="logical date of the batch, YYYY-MM-DD; left out: today",
+    )
+    since: str | None = Field(
+        default=None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="only images whose paths have this date or a later one, or none; left out: all",
     )
     reprocess: Reprocess = Field(
         default="missing",
@@ -321,7 +327,7 @@ def start_run(neighbours: Neighbours, job: Job, listing: Listing, *, is_part: bo
         neighbours: other runs on the store.
         job: what is asked for.
         listing: of its source.
-        is_part: the listing is a part of the collection, so dead runs may be of other parts.
+        is_part: the listing is a part of the collection; dead runs of other parts are left to them.
 
     Returns:
         The plan; its record is that of the run, if there is anything to score.
@@ -334,12 +340,19 @@ def start_run(neighbours: Neighbours, job: Job, listing: Listing, *, is_part: bo
         plan = plan_job(store, job, listing, open_runs)
         if plan.record is not None:
             plan = replace(plan, record=save_plan(store, plan, neighbours.session))
-        if not is_part:
-            adopted = {shard.run_id for shard in plan.adopted}
-            records = [run.record for run in open_runs if run.is_dead]
-            neighbours.end_dead_runs(
-                record
-                for record in records
-                if record.collection == job.collection and record.run_id not in adopted
-            )
+        adopted = {shard.run_id for shard in plan.adopted}
+        records = [run.record for run in open_runs if run.is_dead]
+        neighbours.end_dead_runs(
+            record
+            for record in records
+            if record.collection == job.collection
+            and record.run_id not in adopted
+            and not (is_part and _is_beyond(store, record, listing))
+        )
     return plan
+
+
+def _is_beyond(store: Store, record: RunRecord, part: Listing) -> bool:
+    """Whether a run has inputs that a part of its collection has not."""
+    planned = store.plan_rows(record.run_id)["path"]
+    return not pc.all(pc.is_in(planned, value_set=part.images["path"])).as_py()

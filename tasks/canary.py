@@ -11,7 +11,7 @@ import pyarrow as pa
 from pixelmill.configs.schema import Gate
 from pixelmill.tasks.ingest import Listing
 
-__all__ = ["Canary", "broken_gates", "choose_sample"]
+__all__ = ["Canary", "broken_gates", "choose_sample", "unmeasured"]
 
 # A part is a run of its own, with its own date
 _MAX_PARTS = 20
@@ -77,18 +77,20 @@ def _known_rows(part: Listing, known: frozenset[str]) -> list[tuple[int, str]]:
 def broken_gates(measures: Mapping[str, float], gates: Mapping[str, Gate]) -> tuple[str, ...]:
     """The gates that do not hold, in words; one whose measure is no number does not.
 
-    Raises:
-        ValueError: a gate is of a measure that there is not.
+    Args:
+        measures: of one model.
+        gates: those of other measures are left out: other models have them, see `unmeasured`.
     """
-    unknown = [name for name in gates if name not in measures]
-    if unknown:
-        raise ValueError(
-            f"backfill.canary.gates has {', '.join(unknown)}; the measures of these models are "
-            f"{', '.join(measures)}"
-        )
+    known = {name: gate for name, gate in gates.items() if name in measures}
     return tuple(
-        told for name, gate in gates.items() for told in _check(name, measures[name], gate)
+        told for name, gate in known.items() for told in _check(name, measures[name], gate)
     )
+
+
+def unmeasured(gates: Mapping[str, Gate], measured: Sequence[str]) -> tuple[str, ...]:
+    """The gates that nothing was held against, in words: they do not hold either."""
+    there = f"there are: {', '.join(dict.fromkeys(measured))}"
+    return tuple(f"{name} was not measured ({there})" for name in gates if name not in measured)
 
 
 def _check(name: str, value: float, gate: Gate) -> Sequence[str]:

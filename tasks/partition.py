@@ -11,7 +11,15 @@ import pyarrow as pa
 
 from pixelmill.tasks.ingest import Listing
 
-__all__ = ["UNDATED", "By", "compile_pattern", "join_parts", "partition_listing", "partition_of"]
+__all__ = [
+    "UNDATED",
+    "By",
+    "compile_pattern",
+    "join_parts",
+    "listing_since",
+    "partition_listing",
+    "partition_of",
+]
 
 By = Literal["day", "month", "folder"]
 
@@ -113,6 +121,13 @@ def partition_listing(listing: Listing, by: By, pattern: str | None = None) -> d
         parts[name] = Listing(images.slice(start, end - start), problems)
         problems, start = problems.slice(0, 0), end
     return parts
+
+
+def listing_since(listing: Listing, first_day: str, pattern: str | None = None) -> Listing:
+    """The files of a day and later ones, and those without a date: nobody else would do them."""
+    days = [partition_of(path, "day", pattern) for path in listing.images["path"].to_pylist()]
+    is_recent = [day == UNDATED or day >= first_day for day in days]
+    return Listing(listing.images.filter(pa.array(is_recent, pa.bool_())), listing.problems)
 
 
 def join_parts(

@@ -18,7 +18,7 @@ from pixelmill.flows.job import (
 )
 from pixelmill.flows.neighbours import Neighbours
 from pixelmill.flows.worker import score_reference
-from pixelmill.tasks.ingest import ingest
+from pixelmill.tasks.ingest import Listing, ingest
 from pixelmill.tasks.store import ShardRef, Store, new_run_id
 
 
@@ -216,7 +216,8 @@ def test_a_killed_run_whose_rest_is_not_wanted_as_it_is_ends_as_abandoned(begun)
     score_first(store, theirs.run_id)
     tomorrow = replace(job, date="2024-06-01")
     with Neighbours(store) as we:
-        part = start_run(we, tomorrow, listing, is_part=True)
+        without_first = Listing(listing.images.slice(1), listing.problems)
+        part = start_run(we, tomorrow, without_first, is_part=True)
         assert store.run_end(theirs.run_id) is None, "another part may want it"
         assert part.num_planned == 4
     with Neighbours(store) as we:
