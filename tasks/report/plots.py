@@ -69,7 +69,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         Heckbert, "Nice Numbers for Graph Labels", Graphics Gems (1990), p. 61.
     """
     if high - low <= max(1e-9 * abs(low), 1e-300):
-        high = low + (abs(low) or 1.0)
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
