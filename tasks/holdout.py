@@ -36,7 +36,13 @@ from pixelmill.tasks.names import place_inside
 from pixelmill.tasks.predictions import Detections, ImagePrediction, MaskCrop
 from pixelmill.tasks.truth import load_captions, load_labels, load_semantic, read_label_map
 
-__all__ = ["check_held_out", "measure_held_out", "predict_image", "score_predictions"]
+__all__ = [
+    "check_held_out",
+    "measure_held_out",
+    "predict_held_out",
+    "predict_image",
+    "score_predictions",
+]
 
 # What evaluate leads with
 _SHOWN = (
@@ -64,7 +70,8 @@ def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> d
     """
     if not names:
         return {}
-    spec, predictions = _predict(weights, source, names)
+    spec = _spec_of(weights)
+    predictions = predict_held_out(weights, source, names)
     return score_predictions(predictions, source.truth, spec, images=source.images)
 
 
@@ -72,7 +79,8 @@ def measure_held_out(weights: Path, source: DataSource, names: Sequence[str]) ->
     """The numbers of `check_held_out`, with 95 % intervals where there are enough images."""
     if not names:
         return ()
-    spec, predictions = _predict(weights, source, names)
+    spec = _spec_of(weights)
+    predictions = predict_held_out(weights, source, names)
     measured: list[Metric] = []
     for prefix, scores in _score(predictions, source.truth, spec, source.images):
         found = intervals(scores.statistics, _NUM_RESAMPLES)
@@ -84,19 +92,21 @@ def measure_held_out(weights: Path, source: DataSource, names: Sequence[str]) ->
     return tuple(measured)
 
 
-def _predict(
+def predict_held_out(
     weights: Path, source: DataSource, names: Sequence[str]
-) -> tuple[ModelSpec, dict[str, ImagePrediction]]:
+) -> dict[str, ImagePrediction]:
+    """What a checkpoint says of the named images, by name."""
+    spec = _spec_of(weights)
+    network = build_network(spec)
+    return {name: predict_image(network, spec, place_inside(source.images, name)) for name in names}
+
+
+def _spec_of(weights: Path) -> ModelSpec:
     metadata = read_metadata(weights)
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python(
         {"task": metadata.task, "name": metadata.name, "weights": str(weights.resolve())}
     )
-    spec = resolve_model(config, weights.parent)
-    network = build_network(spec)
-    predictions = {
-        name: predict_image(network, spec, place_inside(source.images, name)) for name in names
-    }
-    return spec, predictions
+    return resolve_model(config, weights.parent)
 
 
 def score_predictions(
