@@ -10,7 +10,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import dask.config
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, LocalCluster, get_worker, secede
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # no __all__
@@ -112,8 +112,12 @@ class DaskPool:
 
 
 def call_on_worker(call: ShardCall, shard: ShardRef) -> Any:
-    """Score a shard in a Dask worker, until Dask wants it no more."""
-    return call(shard, should_stop=_unwanted())
+    """Score a shard in a Dask worker, until Dask wants it no more.
+
+    When it is scored its thread leaves the worker's pool, so that the next shard begins while it is
+    committed. (Not where the task holds a GPU as a resource: Dask keeps that until it ends.)
+    """
+    return call(shard, should_stop=_unwanted(), on_scored=secede)
 
 
 def _unwanted() -> Callable[[], bool]:

@@ -37,9 +37,19 @@ Fate = Literal["done", "failed", "killed", "lost"]
 
 
 class ShardCall(Protocol):
-    """Scores a shard; asks `should_stop` between batches."""
+    """Scores a shard; asks `should_stop` between batches.
 
-    def __call__(self, shard: ShardRef, /, *, should_stop: Callable[[], bool]) -> Any:
+    Once it has called `on_scored`, if it gets one, its worker may be given another shard.
+    """
+
+    def __call__(
+        self,
+        shard: ShardRef,
+        /,
+        *,
+        should_stop: Callable[[], bool],
+        on_scored: Callable[[], None] = ...,
+    ) -> Any:
         """Score it; what comes back is small."""
         ...
 

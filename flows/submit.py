@@ -220,9 +220,11 @@ class _Loop:
         return submission
 
     def _fill(self) -> None:
-        # More in flight than there are slots would be handed to workers that may die with them;
-        # fewer would starve an adaptive cluster, which grows by what waits.
-        for _ in range(max(self._count_slots(), self.pool.max_workers) + 1 - len(self.live)):
+        # Of each worker one that it scores, and one that it commits meanwhile or that waits for it.
+        # More would be handed to workers that may die with them; fewer would starve an adaptive
+        # cluster, which grows by what waits.
+        most = 2 * max(1, self._count_slots(), self.pool.max_workers)
+        for _ in range(most - len(self.live)):
             shard = None if self.submission.closed else self._next()
             if shard is None:
                 return

@@ -4,7 +4,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pixelmill.tasks.engine.score import ShardOutcome, configure_process, score_shard
+from pixelmill.tasks.engine.score import (
+    ShardOutcome,
+    configure_process,
+    nothing,
+    score_shard,
+)
 from pixelmill.tasks.store import ShardRef, Store
 from pixelmill.tasks.store.backend import gone_away
 from pixelmill.tasks.store.claims import Claim, release, take_claim
@@ -28,6 +33,7 @@ def score_reference(
     /,
     *,
     should_stop: Callable[[], bool],
+    on_scored: Callable[[], None] = nothing,
     is_isolated: bool,
 ) -> ShardOutcome | Held:
     """Score a shard on one CPU thread, the same wherever it runs, unless somebody else does.
@@ -40,6 +46,7 @@ def score_reference(
         session: that submits; what it claimed itself, for a worker that died, does not count.
         shard: which.
         should_stop: asked before each batch.
+        on_scored: called when the worker may begin another shard; see `score_shard`.
         is_isolated: this process may end itself, because it is started again: when an image hangs
             it or takes too much memory, or when its GPU is lost.
 
@@ -56,7 +63,12 @@ def score_reference(
         return Held(claim)
     try:
         return score_shard(
-            root, shard.run_id, shard.index, should_stop=should_stop, may_exit=is_isolated
+            root,
+            shard.run_id,
+            shard.index,
+            should_stop=should_stop,
+            on_scored=on_scored,
+            may_exit=is_isolated,
         )
     finally:
         try:

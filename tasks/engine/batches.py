@@ -183,11 +183,6 @@ class Batches:
             wanted = DEFAULT_SIZE  # trying others would have each compiled
         return self._sizes.full(model.spec.key, canvas, wanted)
 
-    def _rest(self, kind: tuple[int, Size], views: list[View]) -> list[Batch]:
-        if views:
-            self._waiting[kind] = views
-        return []
-
 
 def score_piecewise(
     model: Model,

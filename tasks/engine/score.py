@@ -42,7 +42,7 @@ from pixelmill.tasks.sources import read_bytes
 from pixelmill.tasks.store import Receipt, RunRecord, ShardWriter, Store
 from pixelmill.tasks.store.digests import contains
 
-__all__ = ["ShardOutcome", "configure_process", "score_shard"]
+__all__ = ["ShardOutcome", "configure_process", "nothing", "score_shard"]
 
 # Names of mallopt's parameters in malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -31,7 +31,7 @@ def run_shards(pool, call, indices, **options):
 
 
 def scoring(folder: Path):
-    def score(shard, *, should_stop):
+    def score(shard, *, should_stop, on_scored):
         shard_index = shard.index
         assert not should_stop()
         with (folder / f"{shard_index}.txt").open("a") as file:
@@ -44,8 +44,25 @@ def scoring(folder: Path):
     return score
 
 
+def committing(folder: Path):
+    """Shards 0 and 1, of two workers, are committed when the next two have begun."""
+
+    def score(shard, *, should_stop, on_scored):
+        (folder / f"{shard.index}.begun").touch()
+        on_scored()
+        until = time.monotonic() + 10
+        while shard.index < 2 and time.monotonic() < until:
+            if (folder / f"{shard.index + 2}.begun").exists():
+                break
+            time.sleep(0.01)
+        assert not should_stop()
+        return time.monotonic() < until
+
+    return score
+
+
 def waiting(folder: Path):
-    def wait_until_unwanted(shard, *, should_stop):
+    def wait_until_unwanted(shard, *, should_stop, on_scored):
         shard_index = shard.index
         (folder / f"{shard_index}.txt").touch()
         while not should_stop():
@@ -58,7 +75,7 @@ def waiting(folder: Path):
 def reading_threads():
     names = THREAD_VARIABLES
 
-    def read_threads(shard, *, should_stop):
+    def read_threads(shard, *, should_stop, on_scored):
         return {name: os.environ.get(name) for name in names}
 
     return read_threads
@@ -90,6 +107,18 @@ def test_a_killed_worker_costs_one_shard_a_second_start(pool, tmp_path):
     starts = {k: len((tmp_path / f"{k}.txt").read_text()) for k in range(12)}
     assert starts[3] == 2
     assert sum(starts.values()) <= 14  # a shard queued behind the killed one may start twice too
+
+
+def test_the_next_shard_begins_while_one_is_committed(pool, tmp_path):
+    done = []
+    run_shards(
+        pool,
+        committing(tmp_path),
+        range(4),
+        name="commit",
+        on_done=lambda shard, result: done.append(result),
+    )
+    assert done == [True] * 4
 
 
 def test_a_cancelled_shard_learns_that_it_is_unwanted(pool, tmp_path):

@@ -20,7 +20,7 @@ def engine(monkeypatch, store):
     """Scores nothing; remembers how it was called, and what was claimed then."""
     engine = SimpleNamespace(calls=[], error=None)
 
-    def score_shard(root, run_id, shard_index, *, should_stop, may_exit):
+    def score_shard(root, run_id, shard_index, *, should_stop, on_scored, may_exit):
         engine.calls.append((run_id, shard_index, may_exit, claimed_names(store.backend)))
         if engine.error is not None:
             raise engine.error

@@ -223,10 +223,19 @@ class _PixelmillCluster(_Pixelmill):
             raise RuntimeError(f"{num_shards - done.num_done} shards failed: {done.failed}")
 
 
-def score_part(root: str, shard: ShardRef, /, *, should_stop: Callable[[], bool]) -> Any:
+def score_part(
+    root: str,
+    shard: ShardRef,
+    /,
+    *,
+    should_stop: Callable[[], bool],
+    on_scored: Callable[[], None],
+) -> Any:
     """What a worker runs: a shard, on one thread."""
     configure_process()
-    return score_shard(root, shard.run_id, shard.index, should_stop=should_stop)
+    return score_shard(
+        root, shard.run_id, shard.index, should_stop=should_stop, on_scored=on_scored
+    )
 
 
 def plan_workload(store: Store, workload: Workload, num_workers: int) -> tuple[str, int]:

@@ -92,9 +92,15 @@ class Speedup:
     ratios: tuple[float, ...]
 
 
-def nothing(shard: ShardRef, /, *, should_stop: Callable[[], bool]) -> int:
+def nothing(
+    shard: ShardRef,
+    /,
+    *,
+    should_stop: Callable[[], bool],
+    on_scored: Callable[[], None],
+) -> int:
     """A shard that is done at once."""
-    del should_stop
+    del should_stop, on_scored
     return shard.index
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pixelmill.configs.schema import AugmentationConfig, BoxPostprocess, TilingConfig
 from pixelmill.tasks.engine.score import score_shard
 from pixelmill.tasks.engine.telemetry import bottleneck
-from pixelmill.tasks.store import Store, publish
+from pixelmill.tasks.store import ShardWriter, Store, publish
 
 
 @pytest.fixture
@@ -357,6 +357,51 @@ def test_a_stopped_shard_leaves_nothing_but_itself_to_do(
     left = [entry.key for entry in store.backend.list("_commit")]
     assert not [key for key in left if "crumbs" in key or "staging" in key]
     assert score_shard(store.root, run_id, 0).num_scored[small_spec("detector", 2).key] == 12
+    assert not list(store.backend.list("_commit/crumbs"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_shard_is_scored_while_the_one_before_is_committed(
+    store, make_run, small_spec, pictures, monkeypatch, fails
+) -> None:
+    spec, paths = small_spec("detector"), sorted(pictures.iterdir())
+    runs = [make_run(store, [spec], part) for part in (paths[:4], paths[4:8], paths[8:])]
+    begun = [threading.Event() for _ in runs]
+    stage, committed = ShardWriter.stage, []
+
+    def stage_slowly(writer: ShardWriter) -> None:
+        index = next(k for k, run_id in enumerate(runs) if writer.shard_id.startswith(run_id))
+        if index < 2:  # in the meantime the next one is scored, and has to wait for us
+            assert begun[index + 1].wait(30)
+        if fails and index == 0:
+            raise OSError("the disk is full")
+        stage(writer)
+        committed.append(index)
+
+    monkeypatch.setattr(ShardWriter, "stage", stage_slowly)
+
+    with ThreadPoolExecutor(3) as pool:
+        free = threading.Semaphore(1)  # as many as a worker begins
+
+        def score(index: int) -> int:
+            free.acquire()
+            outcome = score_shard(
+                store.root,
+                runs[index],
+                0,
+                should_stop=lambda: bool(begun[index].set()),  # asked before each batch
+                on_scored=free.release,
+            )
+            return sum(outcome.num_scored.values())
+
+        futures = [pool.submit(score, index) for index in range(3)]
+        if fails:
+            with pytest.raises(OSError, match="the disk is full"):
+                futures[0].result()
+        else:
+            assert futures[0].result() == 4
+        assert [future.result() for future in futures[1:]] == [4, 4]
+    assert committed == ([1, 2] if fails else [0, 1, 2])
     assert not list(store.backend.list("_commit/crumbs"))
 
 
