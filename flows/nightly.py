@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from prefect import flow
@@ -15,6 +16,7 @@ from pixelmill.configs.schema import NotifyConfig, Outcome, RunConfig
 from pixelmill.flows.job import ScoreParams
 from pixelmill.flows.neighbours import NIGHTLY, Neighbours
 from pixelmill.flows.score import RunReport, score
+from pixelmill.tasks.health.judge import Health, health_task
 from pixelmill.tasks.notify import Notice, NoticeFailure, send_notice
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import Store
@@ -27,6 +29,9 @@ __all__ = [
     "nightly_flow",
     "scheduled_flow",
 ]
+
+# Of a message; the notice and the report have all
+_MOST_ALARMS = 3
 
 notify_task = stage("notify")(send_notice)
 
@@ -48,10 +53,12 @@ class NightReport:
 
     Attributes:
         run: None if another night was at work on the store.
+        health: None where nothing was scored, or it was not asked for.
         untold: notices that did not arrive.
     """
 
     run: RunReport | None
+    health: Health | None = None
     untold: tuple[NoticeFailure, ...] = ()
 
 
@@ -72,14 +79,18 @@ def nightly(params: NightlyParams) -> State[NightReport]:
             message = f"another nightly run is at work on {store.root}, and does what is new"
             return Completed(name="Skipped", message=message, data=NightReport(None))
         try:
-            state: State[Any] = score(params.score)
+            state: State[Any] = score(_recent(params.score, config.nightly.days))
+            run: RunReport = state.data
+            health = _judge(store, config, run) if params.health else None
         except Exception as err:
             _tell(config, _crash_notice(params, err))
             raise
-    run: RunReport = state.data
-    notice = night_notice(state, run)
+    if health is not None and health.level == "alarm" and state.is_completed():
+        alarms = [each.text for each in health.findings if each.level == "alarm"]
+        state = Completed(name="Unhealthy", message="; ".join(alarms[:_MOST_ALARMS]))
+    notice = night_notice(state, run, health)
     create_markdown_artifact(f"# {notice.title}\n\n{notice.text}", key="nightly")
-    state.data = NightReport(run, _tell(config, notice))
+    state.data = NightReport(run, health, _tell(config, notice))
     return state
 
 
@@ -91,7 +102,25 @@ nightly_flow = flow(
 scheduled_flow = nightly_flow.with_options(retries=2, retry_delay_seconds=300)
 
 
-def night_notice(state: State[Any], run: RunReport) -> Notice:
+def _recent(params: ScoreParams, days: int | None) -> ScoreParams:
+    """The last days only; the night itself is the last of them."""
+    if days is None:
+        return params
+    night = date.fromisoformat(params.date) if params.date else datetime.now(UTC).date()
+    first = night - timedelta(days=days - 1)
+    return params.model_copy(update={"since": first.isoformat()})
+
+
+def _judge(store: Store, config: RunConfig, run: RunReport) -> Health | None:
+    """Hold the night against those before it; one without a run of its own is like nothing."""
+    if run.end is None or run.run_id is None:
+        return None
+    night = store.run(run.run_id).date
+    found: Health = health_task(store, config.health, collection=run.collection, date=night)
+    return found
+
+
+def night_notice(state: State[Any], run: RunReport, health: Health | None = None) -> Notice:
     """What is told of a night that came to its end."""
     outcome = _outcome(state)
     scored = max(run.scoring.num_scored.values(), default=0)
@@ -106,6 +135,11 @@ def night_notice(state: State[Any], run: RunReport) -> Notice:
             lines.append(f"{key}: {told}, {sum(counts.skipped.values()):,} skipped")
     for model in run.evaluation.models if run.evaluation else ():
         lines += [f"{model.model_key}: {each.name} {each.value:.3f}" for each in model.headline[:1]]
+    lines += [
+        f"{each.level}: {each.text}"
+        for each in (health.findings if health else ())
+        if each.level != "note"
+    ]
     if run.report is not None:
         lines.append(f"report: {run.report}")
     facts = {
@@ -115,6 +149,7 @@ def night_notice(state: State[Any], run: RunReport) -> Notice:
         "num_listed": run.num_listed,
         "num_scored": scored,
         "num_failed": run.scoring.num_failed,
+        "health": health.level if health else None,
         "seconds": round(run.scoring.seconds, 1),
     }
     return Notice(outcome, title, "\n".join(line for line in lines if line), facts)

@@ -141,6 +141,10 @@ def _run(params: "NightlyParams") -> ExitCode:
     if night is not None:
         if night.run is not None and not state.is_cancelled():
             print_run(console(), night.run)
+        if night.health is not None:
+            for finding in night.health.findings:
+                if finding.level != "note":
+                    tell(f"{finding.level}: {finding.text}")
         for failure in night.untold:
             tell(f"could not notify {failure.target}: {failure.reason}")
     return exit_code(state)

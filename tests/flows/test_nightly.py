@@ -1,24 +1,43 @@
 """Nights and backfills in this process, with Prefect's own test server."""
 
+import io
+import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from prefect.testing.utilities import prefect_test_harness
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from pixelmill.configs.load import load_config
-from pixelmill.configs.schema import NightlyConfig, NotifyConfig
+from pixelmill.configs.schema import (
+    BackfillConfig,
+    CanaryConfig,
+    Gate,
+    HealthConfig,
+    NightlyConfig,
+    NotifyConfig,
+)
 from pixelmill.flows import worker
 from pixelmill.flows.backfill import BackfillParams, backfill_flow
 from pixelmill.flows.commands.running import ExitCode, exit_code
-from pixelmill.flows.job import ScoreParams
+from pixelmill.flows.job import ScoreParams, plan_job, prepare_job, read_known, resolve_models
 from pixelmill.flows.neighbours import NIGHTLY, Neighbours
 from pixelmill.flows.nightly import NightlyParams, nightly_flow
-from pixelmill.tasks.store import Store
+from pixelmill.tasks.ingest import ingest
+from pixelmill.tasks.plan import save_plan
+from pixelmill.tasks.store import ShardRef, Store
+from pixelmill.tasks.store.audit import audit_store
 
 pytestmark = pytest.mark.slow
 
@@ -171,3 +190,182 @@ def test_a_part_that_failed_is_told_apart_and_tried_again_on_request(
         "2024-05-01": "failed",
         "2024-05-02": "done",
     }
+
+
+# --- A fortnight ----------------------------------------------------------------------------------
+
+NUM_NIGHTS, PER_NIGHT = 14, 12
+KILLED, BLACK, CORRUPT, CHANGED = 5, 11, 13, 8
+NUM_CORRUPT = 4  # of 12: a third
+
+
+def day_of(night: int) -> str:
+    return f"2024-06-{night:02d}"
+
+
+def land(scenes: Path, folder: Path, night: int) -> None:
+    """A night's images: the same scenes with other bytes, but for the two bad nights."""
+    place = folder / day_of(night).replace("-", "/")
+    place.mkdir(parents=True)
+    paths = sorted((scenes / "images").iterdir())
+    for index in range(PER_NIGHT):
+        path = paths[index % len(paths)]
+        data = path.read_bytes()
+        if night == BLACK:
+            content = io.BytesIO()
+            with Image.open(path) as image:
+                Image.new("RGB", image.size).save(content, "JPEG")
+            data = content.getvalue()
+        comment = b"\xff\xfe\x00\x06" + night.to_bytes(2, "big") + index.to_bytes(2, "big")
+        data = data[:2] + comment + data[2:]
+        is_corrupt = night == CORRUPT and index < NUM_CORRUPT
+        (place / f"{index:03d}.jpg").write_bytes(data[: len(data) // 2] if is_corrupt else data)
+
+
+def retrained(detector, folder: Path):
+    """The detector with weights that differ a little: a new model that answers nearly the same."""
+    (model,) = detector.models
+    weights, generator = {}, torch.Generator().manual_seed(1)
+    with safe_open(model.weights, "pt") as file:
+        metadata = file.metadata()
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point():
+                tensor = tensor * (1 + 1e-3 * torch.randn(tensor.shape, generator=generator))
+            weights[name] = tensor
+    folder.mkdir()
+    save_file(weights, folder / "detector.safetensors", metadata)
+    changed = model.model_copy(update={"weights": str(folder / "detector.safetensors")})
+    return detector.model_copy(update={"models": (changed,)})
+
+
+def be_killed(config, folder: Path, root: Path, date: str) -> str:
+    """What a night leaves whose process was killed after its first shard: a plan and a receipt."""
+    job = prepare_job(params_of(config, folder, root, date=date))
+    store = Store(root)
+    listing = ingest(job.source, job.config.ingest, read_known(store, job.collection))
+    record = save_plan(store, plan_job(store, job, listing), session="0123456789abcdef")
+    shard = ShardRef(record.run_id, 0, PER_NIGHT)
+    worker.score_reference(store.root, "", shard, should_stop=lambda: False, is_isolated=False)
+    assert record.num_shards == 3
+    return record.run_id
+
+
+def test_a_fortnight(server, detector, scenes, notices, tmp_path, monkeypatch):
+    """Fourteen nights with all that goes wrong in them; ledgers, reports and codes as expected."""
+    folder, root = tmp_path / "line1", tmp_path / "store"
+    canary = CanaryConfig(images=8, gates={"matched boxes": Gate(min=0.8)})
+    config = detector.model_copy(
+        update={
+            "health": HealthConfig(min_images=8),
+            "nightly": NightlyConfig(days=2, notify=(notices.target,)),
+            "backfill": BackfillConfig(pattern="%Y/%m/%d", canary=canary),
+        }
+    )
+    old_key = resolve_models(config)[0].key
+    codes: dict[int, ExitCode] = {}
+    nights: dict[int, Any] = {}
+    backfills: list[tuple[ExitCode, Any]] = []
+    killed_run = ""
+    for night in range(1, NUM_NIGHTS + 1):
+        land(scenes, folder, night)
+        if night == KILLED:
+            killed_run = be_killed(config, folder, root, day_of(night))
+            continue
+        if night == CHANGED:
+            config = retrained(config, tmp_path / "retrained")
+        with_report = night in (BLACK, NUM_NIGHTS)  # most of a night's time
+        score = params_of(config, folder, root, date=day_of(night), report=with_report)
+        state, nights[night] = run(nightly_flow, NightlyParams(score=score))
+        codes[night] = exit_code(state)
+        if CHANGED <= night < CHANGED + 3:  # the archive, in three nights
+            last = day_of(CHANGED - 1)
+            params = BackfillParams(score=score, by="day", last=last, max_active=2)
+            is_last = night == CHANGED + 2
+            with monkeypatch.context() as patched:
+                if not is_last:
+                    stop_after(patched, num_shards=7)
+                state, report = run(backfill_flow, params)
+            backfills.append((exit_code(state), report))
+    store = Store(root)
+    new_key = resolve_models(config)[0].key
+    assert new_key != old_key
+
+    # Codes: only the black night and the corrupt one call for somebody
+    unhealthy = {night for night, code in codes.items() if code == ExitCode.UNHEALTHY}
+    assert unhealthy == {BLACK, CORRUPT}
+    assert {code for night, code in codes.items() if night not in unhealthy} == {ExitCode.COMPLETE}
+    alarms = {night: health_texts(nights[night]) for night in unhealthy}
+    assert "failed (33.3%), most by decode/" in alarms[CORRUPT]
+    assert "before" in alarms[BLACK]
+
+    # Ledgers: each night's images once, those of the killed one by the next
+    for night, report in nights.items():
+        ((key, counts),) = report.run.end.ledger.items()
+        assert key == (old_key if night < CHANGED else new_key)
+        assert counts.adds_up
+        assert report.run.end.state == "complete"
+        expected = PER_NIGHT
+        if night == KILLED + 1:
+            expected += PER_NIGHT - 4  # the rest of the killed night
+        elif night == CHANGED:
+            expected += PER_NIGHT  # the night before, by the new model
+        elif night == CORRUPT:
+            expected -= NUM_CORRUPT
+        assert counts.scored + counts.scored_empty == expected, night
+    end = store.run_end(killed_run)
+    assert end is not None
+    assert (end.state, end.reason) == (
+        "stopped",
+        "abandoned: its process died, and its rest is planned anew",
+    )
+    images = store.images()
+    assert not images.duplicated(["image_id", "model"]).any()
+    by_model = images.groupby("model").size()
+    assert by_model[old_key] == (CHANGED - 1) * PER_NIGHT
+    assert by_model[new_key] == NUM_NIGHTS * PER_NIGHT - NUM_CORRUPT
+    assert len(store.failures()) == NUM_CORRUPT
+
+    # The backfill: a canary each time, stopped twice, then whole
+    assert [code for code, _ in backfills] == [ExitCode.TERMINATED] * 2 + [ExitCode.COMPLETE]
+    for _, report in backfills:
+        assert report.canary is not None
+        assert (report.canary.old, report.canary.new, report.canary.broken) == (
+            old_key,
+            new_key,
+            (),
+        )
+    done = [sum(part.status == "done" for part in report.now) for _, report in backfills]
+    assert done == sorted(done)
+    assert 0 < done[0] < done[1] < done[2] == CHANGED - 1
+    # Each image under its own day, but for the night before the change, which the first one did
+    dates = sorted(set(images.loc[images["model"] == new_key, "date"]))
+    assert dates == [day_of(night) for night in range(1, NUM_NIGHTS + 1) if night != CHANGED - 1]
+
+    # Reports and notices
+    told = notices()
+    assert [notice["outcome"] for notice in told] == [
+        "unhealthy" if night in unhealthy else "complete" for night in nights
+    ]
+    page = nights[NUM_NIGHTS].run.report.read_text()
+    assert 'id="backfill-title"' in page
+    assert "2024-06-07: done, 12 images" in page
+    assert audit_store(store, full=True).is_sound
+
+
+def stop_after(patched, *, num_shards: int) -> None:
+    """SIGTERM, as a service is stopped, when so many shards are done."""
+    score_shard, done = worker.score_shard, itertools.count(1)
+
+    def count(*arguments, **options):
+        outcome = score_shard(*arguments, **options)
+        if next(done) == num_shards:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        return outcome
+
+    patched.setattr(worker, "score_shard", count)
+
+
+def health_texts(night) -> str:
+    return "\n".join(each.text for each in night.health.findings if each.level == "alarm")
