@@ -10,8 +10,10 @@ from cyclopts import App, CycloptsError
 from pixelmill.configs.load import ConfigError
 from pixelmill.flows.commands import (
     backfilling,
+    comparing,
     configs,
     evaluating,
+    health,
     models,
     nightly,
     profiling,
@@ -52,6 +54,8 @@ for command in (
     nightly.nightly,
     evaluating.evaluate,
     evaluating.report,
+    comparing.compare,
+    health.health,
     storing.audit,
     storing.publish,
     storing.compact,

@@ -8,10 +8,13 @@ from rich.table import Table
 
 from pixelmill.flows.backfill import BackfillReport
 from pixelmill.flows.score import RunReport
+from pixelmill.tasks.comparison.results import Comparison
 from pixelmill.tasks.display import printable, redact
+from pixelmill.tasks.health.judge import Health
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
 from pixelmill.tasks.report.formats import format_interval
+from pixelmill.tasks.slices import TruthComparison
 from pixelmill.tasks.store import RunEnd, SkipReason
 from pixelmill.tasks.store.audit import Audit
 from pixelmill.tasks.store.repair import Repair
@@ -19,7 +22,10 @@ from pixelmill.tasks.store.repair import Repair
 __all__ = [
     "print_audit",
     "print_backfill",
+    "print_comparison",
+    "print_differences",
     "print_evaluation",
+    "print_health",
     "print_ledger",
     "print_plan",
     "print_run",
@@ -43,6 +49,8 @@ LEGEND = {
 }
 
 _MAX_FINDINGS = 50
+_MAX_CHANGES = 10
+_MAX_DIFFERENCES = 20
 
 SKIPPED: dict[SkipReason, str] = {
     "predicted": "scored before",
@@ -175,6 +183,73 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
         console.print(legend, highlight=False, style="dim")
     for key, reason in evaluation.skipped.items():
         _say(console, f"{key} not evaluated: {reason}")
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """What changed most, then the numbers, then the images to look at."""
+    for pair in comparison.pairs:
+        counts = f"{pair.num_images:,} images; {pair.only_a:,} only in A, {pair.only_b:,} only in B"
+        _say(console, f"A {pair.model_a}  B {pair.model_b}  {pair.kind}: {counts}", "bold")
+        for finding in pair.findings[:_MAX_CHANGES]:
+            _say(console, f"  {finding.text}")
+        if not pair.findings:
+            _say(console, "  nothing changed")
+        rows = [(metric.name, f"{metric.value:.3f}") for metric in pair.headline]
+        console.print(_table(("measure", "value"), rows))
+        if pair.images:
+            _say(console, "images that changed most")
+        for image in pair.images[:_MAX_CHANGES]:
+            _say(console, f"  {image.change:.2f}  {image.path}  {', '.join(image.reasons)}")
+        for truth in pair.truth:
+            print_differences(console, truth)
+        for note in pair.notes:
+            _say(console, note, "dim")
+    for key, reason in comparison.skipped.items():
+        _say(console, f"{key} not compared: {reason}")
+
+
+def print_differences(console: Console, truth: TruthComparison) -> None:
+    """Numbers of two models by truth, the surest differences first."""
+    rows = [
+        (
+            f"{one.number.metric} {one.number.class_name or ''}".strip(),
+            one.slice_name,
+            f"{one.value_a:.3f}",
+            f"{one.value_b:.3f}",
+            f"{one.difference:+.3f} {format_interval(one.interval)}",
+            f"{one.adjusted_p:.3f}",
+        )
+        for one in truth.differences[:_MAX_DIFFERENCES]
+    ]
+    head = (f"{truth.kind} by truth", "images", "A", "B", "B - A, 95 %", "p, adjusted")
+    console.print(_table(head, rows, num_text=2))
+    for note in truth.notes:
+        _say(console, note, "dim")
+
+
+def print_health(console: Console, health: Health) -> None:
+    """The findings, the first to be looked at first, and the nights they rest on."""
+    styles = {"alarm": "red", "warning": "yellow", "note": "dim"}
+    for finding in health.findings:
+        _say(console, f"{finding.level}  {finding.text}", styles[finding.level])
+    for model in health.models:
+        rows = [
+            (
+                night.date,
+                night.model_key,
+                f"{night.num_images:,}",
+                f"{night.num_failed:,}",
+                *(
+                    f"{night.means[name]:.2f}" if name in night.means else ""
+                    for name in model.means
+                ),
+            )
+            for night in (*model.baseline, model.night)
+        ]
+        head = ("night", "model", "images", "failed", *model.means)
+        console.print(_table(head, rows, num_text=2))
+    verdict = health.level if health.level in ("alarm", "warning") else "as the nights before"
+    _say(console, f"{health.collection} {health.date}: {verdict}")
 
 
 def print_backfill(console: Console, report: BackfillReport) -> None:
