@@ -23,7 +23,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from pixelmill.models.feature_extractor import build_extractor
+from pixelmill.models.feature_extractor import build_extractor, check_padded
 from pixelmill.models.losses import BoxLoss
 from pixelmill.models.ops.boxes import Weights
 from pixelmill.models.two_stage import (
@@ -62,7 +62,7 @@ class SingleScaleFeatures(nn.Module):
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
-        _check_padded(backbone)
+        check_padded(backbone)
         self.extractor = build_extractor(backbone)
         self.extractor.stages = self.extractor.stages[:4]
         self.out_channels = self.extractor.channels[3]
@@ -87,7 +87,7 @@ class PyramidFeatures(nn.Module):
 
     def __init__(self, backbone: str, channels: int) -> None:
         super().__init__()
-        _check_padded(backbone)
+        check_padded(backbone)
         self.extractor = build_extractor(backbone)
         self.out_channels = channels
         self.pyramid = FeaturePyramidNetwork(
@@ -231,11 +231,3 @@ class FasterRCNN(TwoStage):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised float -> features by name."""
         return cast("dict[str, Tensor]", self.backbone(self.filled_up(images)))
-
-
-def _check_padded(backbone: str) -> None:
-    if backbone == "inception_v3":
-        raise ValueError(
-            "inception_v3's convolutions are not padded, so that its cells lie at no whole stride; "
-            "choose another backbone"
-        )

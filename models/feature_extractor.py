@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-__all__ = ["EXTRACTORS", "FeatureExtractor", "build_extractor"]
+__all__ = ["EXTRACTORS", "FeatureExtractor", "build_extractor", "check_padded"]
 
 STRIDES = (2, 4, 8, 16, 32)
 
@@ -34,7 +36,7 @@ class FeatureExtractor(nn.Module):
         strides: of the features, by stage.
 
     Raises:
-        ValueError: the stages cannot have that output stride.
+        ValueError: no such output stride.
     """
 
     def __init__(
@@ -66,26 +68,60 @@ def _dilate(stage: nn.Module, factor: int) -> None:
     The layer that had the stride still sees its input at the old spacing, so its dilation is half
     of what the layers behind it need to keep their field of view.
     """
-    dilation = factor // 2
+    half = factor // 2
+    beside = {
+        id(layer)
+        for block in stage.modules()
+        if isinstance(block, _Reduction)
+        for layer in block.modules()
+    }
     is_reduced = False
     for module in stage.modules():
-        if isinstance(module, nn.MaxPool2d) and module.stride == 2:
-            if module.padding == 0 and module.kernel_size == 3:
-                raise ValueError("a stage without padding has no other output stride than 32")
+        here = factor if is_reduced and id(module) not in beside else half
+        if isinstance(module, nn.MaxPool2d):
             module.kernel_size, module.stride, is_reduced = 1, 1, True
-            dilation = factor
+        elif isinstance(module, _Pool):
+            module.stride, module.dilation, is_reduced = 1, here, True
         elif isinstance(module, nn.Conv2d):
-            if module.kernel_size != (1, 1) and module.padding == (0, 0):
-                raise ValueError("a stage without padding has no other output stride than 32")
-            here = factor if is_reduced else dilation
-            if module.stride == (2, 2):
-                module.stride = (1, 1)
-                if module.kernel_size != (1, 1):
-                    here, is_reduced = dilation, True
             if module.kernel_size != (1, 1):
+                is_reduced = is_reduced or module.stride == (2, 2)
                 module.dilation = (here, here)
                 reach = [here * (size // 2) for size in module.kernel_size]
                 module.padding = (reach[0], reach[1])
+            module.stride = (1, 1)
+
+
+class _Pool(nn.Module):
+    """Maximum of 3 x 3 places: unpadded with a stride, of the same size without one."""
+
+    stride = 2
+    dilation = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            # Not the pool's own padding, which may be no wider than half of the kernel
+            x = F.pad(x, (self.dilation,) * 4, value=float("-inf"))
+        return F.max_pool2d(x, 3, self.stride, dilation=self.dilation)
+
+
+class _Reduction(nn.Module):
+    """An Inception module that halves the resolution, with its pooling as a layer.
+
+    In torchvision's it is a function, whose stride nobody can change.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, layer in block.named_children():
+            self.add_module(name, layer)
+        self.pool = _Pool()
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches: dict[str, Tensor] = {}
+        for name, layer in self.named_children():
+            branch, *_ = name.split("_")  # branch3x3_1 and branch3x3_2 are one after the other
+            branches[branch] = layer(branches.get(branch, x))
+        return torch.cat(list(branches.values()), dim=1)
 
 
 def _resnet(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
@@ -122,8 +158,17 @@ def _mobilenet_v3_large(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
     return _cut(layers, (0, 2, 4, 7, 13, 17)), (16, 24, 40, 112, 960)
 
 
+def _mobilenet_v3_small(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
+    net = cast("Any", torchvision.models.get_model(name, weights=None))
+    layers = list(net.features)
+    return _cut(layers, (0, 1, 2, 4, 9, 13)), (16, 16, 24, 48, 576)
+
+
 def _inception_v3(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
-    net = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=False)
+    net = cast(
+        "Any",
+        torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=False),
+    )
     names = [
         ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"),
         ("maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
@@ -131,6 +176,7 @@ def _inception_v3(name: str) -> tuple[list[nn.Module], tuple[int, ...]]:
         ("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
         ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
     ]
+    net.Mixed_6a, net.Mixed_7a = _Reduction(net.Mixed_6a), _Reduction(net.Mixed_7a)
     stages: list[nn.Module] = [
         nn.Sequential(*(cast("nn.Module", getattr(net, each)) for each in group)) for group in names
     ]
@@ -143,8 +189,10 @@ def _cut(layers: Sequence[nn.Module], bounds: Sequence[int]) -> list[nn.Module]:
 
 EXTRACTORS: Mapping[str, Callable[[str], tuple[list[nn.Module], tuple[int, ...]]]] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _resnet),
-    **dict.fromkeys(("vgg16", "vgg16_bn"), _vgg),
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"), _resnet),
+    **dict.fromkeys(("vgg16", "vgg16_bn", "vgg19", "vgg19_bn"), _vgg),
     "mobilenet_v2": _mobilenet_v2,
+    "mobilenet_v3_small": _mobilenet_v3_small,
     "mobilenet_v3_large": _mobilenet_v3_large,
     "inception_v3": _inception_v3,
 }
@@ -155,12 +203,26 @@ def build_extractor(name: str, output_stride: int = 32) -> FeatureExtractor:
 
     Args:
         name: of `EXTRACTORS`.
-        output_stride: of the last stage; Inception-v3, whose convolutions are not padded, has 32.
+        output_stride: of the last stage; that of Inception-v3, whose first convolutions are not
+            padded, is approximate.
 
     Raises:
-        ValueError: no such backbone, or it cannot have that output stride.
+        ValueError: no such backbone or output stride.
     """
     if name not in EXTRACTORS:
         raise ValueError(f"expected a backbone of {', '.join(EXTRACTORS)}, got {name!r}")
     stages, channels = EXTRACTORS[name](name)
     return FeatureExtractor(stages, channels, output_stride)
+
+
+def check_padded(name: str) -> None:
+    """Refuse a backbone whose features do not lie on the grid of anchors.
+
+    Raises:
+        ValueError: it is Inception-v3.
+    """
+    if name == "inception_v3":
+        raise ValueError(
+            "inception_v3's convolutions are not padded, so that its cells lie at no whole stride; "
+            "choose another backbone"
+        )

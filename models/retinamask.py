@@ -5,16 +5,18 @@ Detection, ICCV 2017, https://arxiv.org/abs/1708.02002, section 4 and figure 3.
 Cheng-Yang Fu, Mykhailo Shvets, Alexander C. Berg: RetinaMask: Learning to predict masks improves
 state-of-the-art single-shot detection for free, 2019, https://arxiv.org/abs/1901.03353, section 3.
 
-Differences from RetinaNet: the small residual backbone of `backbone.py`; pyramid levels P3 to P6
-(small canvases have no use for P7) of 64 channels instead of 256; heads of two convolutions
-instead of four; two scales and three ratios, six anchors a cell instead of nine; boxes learn the
-generalised IoU of the decoded box instead of smooth L1 on its deltas; an object whose best anchor
-overlaps it by less than 0.5 gets that anchor all the same (RetinaMask's "best matching policy").
+Differences from RetinaNet, all of them defaults of arguments: the small residual backbone of
+`backbone.py`; pyramid levels P3 to P6 (small canvases have no use for P7) of 64 channels instead of
+256; heads of two convolutions instead of four; two scales and three ratios, six anchors a cell
+instead of nine; boxes learn the generalised IoU of the decoded box instead of smooth L1 on its
+deltas; an object whose best anchor overlaps it by less than 0.5 gets that anchor all the same
+(RetinaMask's "best matching policy").
 Differences from RetinaMask: smooth L1 with adapting control points is not needed with that loss;
 in training the regions are truth boxes, moved at random, instead of the detector's best 100
 detections; two convolutions instead of four before the upsampling; regions are read from P3 to P5.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
@@ -26,10 +28,11 @@ from torchvision.ops import roi_align
 
 from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models.backbone import ResidualBackbone
+from pixelmill.models.feature_extractor import FeatureExtractor, build_extractor, check_padded
 from pixelmill.models.interface import BoxOutput
-from pixelmill.models.losses import giou_loss, sigmoid_focal_loss
+from pixelmill.models.losses import BoxLoss, box_loss, sigmoid_focal_loss
 from pixelmill.models.ops.anchors import cached_anchors
-from pixelmill.models.ops.boxes import box_iou, clip_boxes, decode_boxes
+from pixelmill.models.ops.boxes import Weights, box_iou, clip_boxes, decode_boxes
 from pixelmill.models.ops.candidates import best_candidates, fetch, in_blocks, pieces, survivors
 from pixelmill.models.ops.matching import BACKGROUND, IGNORED, match_anchors
 from pixelmill.models.ops.regions import align_regions
@@ -43,6 +46,8 @@ __all__ = ["RetinaMask", "RetinaOutput", "detection_loss", "detection_outputs"]
 # many easy negatives do not drown the first steps.
 PRIOR = 0.01
 ROI_SIZE = 14
+# Smooth L1 is linear from here on, as in the published implementation of RetinaNet
+_BOX_BETA = 1 / 9
 
 # Regions in one run of the mask head on a GPU
 _MASK_BLOCK = 64
@@ -54,7 +59,8 @@ class RetinaOutput(NamedTuple):
     Attributes:
         class_logits: (B, A, K).
         box_deltas: (B, A, 4), to be decoded with the anchors.
-        features: P3, P4, P5: (B, C, H / stride, W / stride).
+        features: of the pyramid's levels that have some of the backbone's own, such as P3, P4, P5:
+            (B, C, H / stride, W / stride).
     """
 
     class_logits: Tensor
@@ -62,28 +68,42 @@ class RetinaOutput(NamedTuple):
     features: tuple[Tensor, ...]
 
 
+def _halve(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+
+
 class FeaturePyramid(nn.Module):
     """Adds what deep features know to shallow ones.
+
+    Args:
+        in_channels: of the backbone's features, shallow first.
+        channels: of each level.
+        num_extra: 0, 1 or 2 levels above them; RetinaNet's footnote 2 says how they are made.
 
     Source: Lin et al., Feature Pyramid Networks for Object Detection, 2017, figure 3.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, num_extra: int = 1) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(each, channels, 1) for each in in_channels)
         self.smoothers = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
         )
-        self.extra = nn.Conv2d(in_channels[-1], channels, 3, stride=2, padding=1)
+        self.extra = _halve(in_channels[-1], channels) if num_extra else None
+        self.last = _halve(channels, channels) if num_extra > 1 else None
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Backbone features, shallow first -> as many levels and one more, `channels` each."""
+        """Backbone features, shallow first -> as many levels and the extra ones."""
         laterals = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for level in reversed(range(len(laterals) - 1)):
             above = F.interpolate(laterals[level + 1], size=laterals[level].shape[-2:])
             laterals[level] = laterals[level] + above
         levels = [smooth(x) for smooth, x in zip(self.smoothers, laterals, strict=True)]
-        return *levels, self.extra(features[-1])
+        if self.extra is not None:
+            levels.append(self.extra(features[-1]))
+        if self.last is not None:
+            levels.append(self.last(F.relu(levels[-1])))
+        return tuple(levels)
 
 
 class _DenseHead(nn.Module):
@@ -135,16 +155,27 @@ class RetinaMask(nn.Module):
     Args:
         num_classes: K, without a background class.
         mask_head: learn and predict a mask for each box.
-        width: channels of the backbone's first stage.
-        depths: blocks of the backbone's four stages.
+        width: channels of our backbone's first stage.
+        depths: blocks of our backbone's four stages.
         fpn_channels: C of every pyramid level and head.
         head_depth: convolutions in each head before its predictor.
-        anchor_sizes: side of the square anchor of scale 1 in canvas pixels, for P3 to P6.
+        anchor_sizes: side of the square anchor of scale 1 in canvas pixels, for each level.
         anchor_scales: factors on the size, at every cell.
         anchor_ratios: height over width, at every cell.
-    """
+        backbone: None for our own; or of `feature_extractor.EXTRACTORS`, of which the papers' are
+            resnet50 and resnet101; not Inception-v3.
+        levels: of the pyramid, that is powers of 2 of their strides: 2 to 7, one after the other;
+            the papers' are 3 to 7. Those above 5 are made of those below.
+        match_iou: anchors that overlap an object by less than the first are background, by at
+            least the second learn the object.
+        match_best: whether an object also gets the anchors that overlap it most, however little
+            (RetinaMask's "best matching policy").
+        box_loss: of `losses.box_loss`; RetinaNet's is "smooth_l1".
+        box_weights: factors on the offsets of centre and sides.
 
-    strides = (8, 16, 32, 64)
+    Raises:
+        ValueError: no such backbone or levels, or not a size for each level.
+    """
 
     def __init__(
         self,
@@ -157,16 +188,38 @@ class RetinaMask(nn.Module):
         anchor_sizes: Sequence[float] = (28, 56, 112, 224),
         anchor_scales: Sequence[float] = (1.0, 2**0.5),
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        backbone: str | None = None,
+        levels: Sequence[int] = (3, 4, 5, 6),
+        match_iou: tuple[float, float] = (0.4, 0.5),
+        match_best: bool = True,
+        box_loss: BoxLoss = "giou",
+        box_weights: Weights = (1.0, 1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         if len(depths) != 4:
             raise ValueError(f"depths must name four stages, got {tuple(depths)}")
+        _check_levels(levels, anchor_sizes)
+        self.match_iou, self.match_best = match_iou, match_best
+        self.box_loss: BoxLoss = box_loss
+        self.box_weights = box_weights
+        self.strides = tuple(2**level for level in levels)
         self.anchor_sizes = tuple(anchor_sizes)
         self.anchor_scales = tuple(anchor_scales)
         self.anchor_ratios = tuple(anchor_ratios)
         per_cell = len(self.anchor_scales) * len(self.anchor_ratios)
-        self.backbone = ResidualBackbone(width, depths)
-        self.pyramid = FeaturePyramid(self.backbone.channels[1:], fpn_channels)
+        if backbone is None:
+            self.backbone: ResidualBackbone | FeatureExtractor = ResidualBackbone(width, depths)
+        else:
+            check_padded(backbone)
+            self.backbone = build_extractor(backbone)
+        # Of all the backbone's features, those of the levels
+        of_stride = dict(zip(self.backbone.strides, range(len(self.backbone.strides)), strict=True))
+        self.stages = tuple(of_stride[each] for each in self.strides if each in of_stride)
+        self.pyramid = FeaturePyramid(
+            [self.backbone.channels[stage] for stage in self.stages],
+            fpn_channels,
+            len(self.strides) - len(self.stages),
+        )
         self.class_head = _DenseHead(fpn_channels, head_depth, num_classes, per_cell)
         self.box_head = _DenseHead(fpn_channels, head_depth, 4, per_cell)
         self.mask_head = MaskHead(fpn_channels, head_depth, num_classes) if mask_head else None
@@ -180,13 +233,16 @@ class RetinaMask(nn.Module):
                     nn.init.zeros_(cast("Tensor", layer.bias))
             nn.init.normal_(head.predictor.weight, std=0.01)
         nn.init.constant_(
-            cast("Tensor", self.class_head.predictor.bias), float(torch.logit(torch.tensor(PRIOR)))
+            cast("Tensor", self.class_head.predictor.bias), math.log(PRIOR / (1 - PRIOR))
         )
 
     def forward(self, images: Tensor) -> RetinaOutput:
         """(B, 3, H, W) normalised float -> logits and deltas for every anchor."""
-        levels = self.pyramid(self.backbone(images)[1:])
-        return RetinaOutput(self.class_head(levels), self.box_head(levels), levels[:-1])
+        features = self.backbone(images)
+        levels = self.pyramid([features[stage] for stage in self.stages])
+        return RetinaOutput(
+            self.class_head(levels), self.box_head(levels), levels[: len(self.stages)]
+        )
 
     def anchors(self, canvas: tuple[int, int], device: torch.device) -> Tensor:
         """(A, 4) boxes of a canvas (height, width), in the order of the outputs; not to change."""
@@ -198,7 +254,7 @@ class RetinaMask(nn.Module):
         """Masks of the boxes of a batch.
 
         Args:
-            features: P3, P4, P5 of the batch.
+            features: of the outputs of the batch.
             boxes_xyxy: per image (N_i, 4), canvas pixels; on the CPU, or where the features are.
 
         Returns:
@@ -244,6 +300,19 @@ def _pool_regions(
     return regions
 
 
+def _check_levels(levels: Sequence[int], anchor_sizes: Sequence[float]) -> None:
+    wanted = list(range(levels[0], levels[0] + len(levels))) if levels else []
+    if not wanted or list(levels) != wanted or levels[0] not in (2, 3, 4, 5) or levels[-1] > 7:
+        raise ValueError(
+            f"expected levels one after the other, the first of 2 to 5, the last at most 7, got "
+            f"{tuple(levels)}"
+        )
+    if len(anchor_sizes) != len(levels):
+        raise ValueError(
+            f"expected an anchor size for each of {len(levels)} levels, got {tuple(anchor_sizes)}"
+        )
+
+
 def detection_outputs(
     module: nn.Module, outputs: RetinaOutput, spec: ModelSpec, canvas: tuple[int, int]
 ) -> list[BoxOutput]:
@@ -262,7 +331,13 @@ def detection_outputs(
     for piece in pieces(len(outputs.class_logits), device):
         logits, deltas = outputs.class_logits[piece].float(), outputs.box_deltas[piece].float()
         found = _candidates(
-            logits, deltas, model.anchors(canvas, device), floors, postprocess, canvas
+            logits,
+            deltas,
+            model.anchors(canvas, device),
+            floors,
+            postprocess,
+            canvas,
+            model.box_weights,
         )
         if model.mask_head is not None:
             features = [level[piece] for level in outputs.features]
@@ -278,6 +353,7 @@ def _candidates(
     floors: Tensor,
     postprocess: BoxPostprocess,
     canvas: tuple[int, int],
+    box_weights: Weights,
 ) -> list[BoxOutput]:
     best = best_candidates(
         logits >= floors,
@@ -285,13 +361,14 @@ def _candidates(
         postprocess.pre_nms_top_k,
     )
     kept = deltas.gather(1, best.places[..., None].expand(-1, -1, 4))
-    return fetch(clip_boxes(decode_boxes(kept, anchors[best.places]), canvas), best)
+    boxes_xyxy = decode_boxes(kept, anchors[best.places], box_weights)
+    return fetch(clip_boxes(boxes_xyxy, canvas), best)
 
 
 def detection_loss(
     module: nn.Module, outputs: RetinaOutput, targets: Sequence[Target]
 ) -> dict[str, Tensor]:
-    """Focal loss of the classes, generalised IoU of the boxes, cross-entropy of the masks.
+    """Focal loss of the classes, the boxes' error, cross-entropy of the masks.
 
     Args:
         module: the `RetinaMask` that gave the outputs.
@@ -305,11 +382,22 @@ def detection_loss(
     boxes = [cast("BoxTarget", target) for target in targets]
     height, width = (side * model.strides[0] for side in outputs.features[0].shape[-2:])
     anchors = model.anchors((height, width), outputs.box_deltas.device)
-    matches = torch.stack([match_anchors(box_iou(target.boxes_xyxy, anchors)) for target in boxes])
+    background, foreground = model.match_iou
+    matches = torch.stack(
+        [
+            match_anchors(
+                box_iou(target.boxes_xyxy, anchors),
+                foreground=foreground,
+                background=background,
+                low_quality=model.match_best,
+            )
+            for target in boxes
+        ]
+    )
     num_matches = (matches >= 0).sum().clamp(min=1)
     terms = {
         "class": _class_loss(outputs.class_logits.float(), matches, boxes) / num_matches,
-        "box": _box_loss(outputs.box_deltas.float(), anchors, matches, boxes) / num_matches,
+        "box": _box_loss(model, outputs.box_deltas.float(), anchors, matches, boxes) / num_matches,
     }
     if model.mask_head is not None:
         terms["mask"] = _mask_loss(model, outputs.features, boxes)
@@ -325,17 +413,27 @@ def _class_loss(logits: Tensor, matches: Tensor, targets: Sequence[BoxTarget]) -
 
 
 def _box_loss(
-    deltas: Tensor, anchors: Tensor, matches: Tensor, targets: Sequence[BoxTarget]
+    model: RetinaMask,
+    deltas: Tensor,
+    anchors: Tensor,
+    matches: Tensor,
+    targets: Sequence[BoxTarget],
 ) -> Tensor:
     image_index, anchor_index = torch.nonzero(matches > BACKGROUND, as_tuple=True)
-    predicted = decode_boxes(deltas[image_index, anchor_index], anchors[anchor_index])
     truth = torch.cat(
         [
             target.boxes_xyxy[match[match > BACKGROUND]]
             for target, match in zip(targets, matches, strict=True)
         ]
     )
-    return giou_loss(predicted, truth).sum()
+    return box_loss(
+        model.box_loss,
+        deltas[image_index, anchor_index],
+        truth,
+        anchors[anchor_index],
+        weights=model.box_weights,
+        beta=_BOX_BETA,
+    ).sum()
 
 
 def _mask_loss(

@@ -53,6 +53,47 @@ def test_parameter_count():
     assert sum(p.numel() for p in RetinaMask(7, mask_head=True).parameters()) == 1_466_137
 
 
+def test_with_the_papers_numbers_it_is_retinanet():
+    # detectron2's tests/test_model_analysis.py: 37,915,572, its batch normalisation being frozen
+    with torch.device("meta"):
+        module = RetinaMask(
+            80,
+            backbone="resnet50",
+            fpn_channels=256,
+            head_depth=4,
+            levels=(3, 4, 5, 6, 7),
+            anchor_sizes=(32, 64, 128, 256, 512),
+            anchor_scales=(1, 2 ** (1 / 3), 2 ** (2 / 3)),
+        )
+    norms = (each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d))
+    of_norms = sum(p.numel() for norm in norms for p in norm.parameters())
+    assert of_norms == 53_120
+    assert sum(p.numel() for p in module.parameters()) == 37_915_572 + of_norms
+
+
+@pytest.mark.parametrize("levels", [(2, 3), (3, 4, 5), (4, 5, 6, 7), (5,)])
+@pytest.mark.parametrize("backbone", [None, "mobilenet_v3_large"])
+def test_any_levels_of_any_backbone_have_their_anchors(levels, backbone, images, targets):
+    sizes = tuple(8 * 2**level for level in levels)
+    torch.manual_seed(0)
+    module = RetinaMask(
+        3, True, 8, fpn_channels=16, levels=levels, anchor_sizes=sizes, backbone=backbone
+    )
+    outputs = module(images)
+    assert len(module.anchors(CANVAS, torch.device("cpu"))) == outputs.class_logits.shape[1]
+    assert len(outputs.features) == sum(level <= 5 for level in levels)
+    assert weighted_sum(detection_loss(module, outputs, targets), {}).isfinite()
+
+
+def test_levels_and_backbones_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="levels one after the other"):
+        RetinaMask(3, levels=(3, 5), anchor_sizes=(8, 16))
+    with pytest.raises(ValueError, match="anchor size for each of 2 levels"):
+        RetinaMask(3, levels=(3, 4))
+    with pytest.raises(ValueError, match="not padded"):
+        RetinaMask(3, backbone="inception_v3")
+
+
 @pytest.mark.parametrize("canvas", [(64, 96), (50, 77)])
 def test_there_is_one_prediction_per_anchor(model, canvas):
     outputs = model(torch.zeros(2, 3, *canvas))
