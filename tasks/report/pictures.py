@@ -11,7 +11,14 @@ from PIL import Image
 
 from pixelmill.tasks.thumbnails import encode_webp, fit
 
-__all__ = ["EDGES", "encode_picture", "encode_regions", "shrink_mask", "trace_outline"]
+__all__ = [
+    "EDGES",
+    "encode_picture",
+    "encode_regions",
+    "shrink_mask",
+    "trace_loops",
+    "trace_outline",
+]
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -79,19 +86,31 @@ def trace_outline(mask: NDArray[np.bool_], *, tolerance: float = 1.0) -> str:
     Returns:
         The path's `d`; empty for an empty mask.
     """
+    loops = trace_loops(mask, tolerance=tolerance)
+    return "".join("M" + "L".join(f"{x} {y}" for x, y in points) + "Z" for points in loops)
+
+
+def trace_loops(mask: NDArray[np.bool_], *, tolerance: float = 1.0) -> list[list[tuple[int, int]]]:
+    """Closed loops along a mask's pixel edges, outer ones clockwise as seen, holes the other way.
+
+    Args:
+        mask: (H, W) bool.
+        tolerance: pixels by which the simplified loops may leave the edges.
+
+    Returns:
+        (x, y) corners of each loop, the first not repeated; nothing for an empty mask.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        return ""
+        return []
     top, left = int(rows[0]), int(columns[0])
-    parts = []
+    found = []
     # most masks are small in their image: what is empty around them need not be looked at
     for corners in _edge_loops(mask[top : rows[-1] + 1, left : columns[-1] + 1]):
         loop = [(x + left, y + top) for x, y in corners]
         points = _simplify(loop, tolerance)
-        if len(points) < 3:  # smaller than the tolerance
-            points = loop
-        parts.append("M" + "L".join(f"{x} {y}" for x, y in points) + "Z")
-    return "".join(parts)
+        found.append(points if len(points) >= 3 else loop)  # smaller than the tolerance
+    return found
 
 
 def _edge_loops(mask: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
