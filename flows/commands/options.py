@@ -4,10 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import yaml
 from cyclopts import Group, Parameter
 
 from pixelmill.configs.load import load_config
-from pixelmill.configs.schema import ComputeConfig, EvaluationConfig, RunConfig
+from pixelmill.configs.schema import (
+    BoxPostprocess,
+    ComputeConfig,
+    DetectionModel,
+    EvaluationConfig,
+    InstanceModel,
+    RunConfig,
+)
 
 __all__ = [
     "WHAT",
@@ -78,6 +86,14 @@ class Models:
             consume_multiple=False,
         ),
     ] = ()
+    thresholds: Annotated[
+        Path | None,
+        Parameter(
+            help="Score thresholds by model and class, such as the thresholds.yaml that "
+            "`pixelmill evaluate` writes; they make another version of the model.",
+            group=WHAT,
+        ),
+    ] = None
     trust: Annotated[
         bool,
         Parameter(
@@ -157,6 +173,42 @@ class UsageError(Exception):
 
 def choose_config(folder: str | None, asked: Models) -> RunConfig:
     """The configuration that the options name, or the default one."""
+    config = _choose_config(folder, asked)
+    return config if asked.thresholds is None else _with_thresholds(config, asked.thresholds)
+
+
+def _with_thresholds(config: RunConfig, path: Path) -> RunConfig:
+    """The configuration with the score thresholds of a file: {model: {class: threshold}}."""
+    from pydantic import ValidationError
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as err:
+        raise UsageError(f"--thresholds {path}: {_first_line(err)}") from err
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise UsageError(f"--thresholds {path}: expected classes with a number each, by model")
+    boxes = {
+        one.name: one for one in config.models if isinstance(one, DetectionModel | InstanceModel)
+    }
+    if unknown := sorted(str(name) for name in found.keys() - boxes.keys()):
+        raise UsageError(
+            f"--thresholds {path} is for {', '.join(unknown)}, and the models with boxes are: "
+            f"{', '.join(boxes) or 'none'}"
+        )
+    changed = {}
+    for name, thresholds in found.items():
+        settings = boxes[name].postprocess.model_dump()
+        settings["class_thresholds"] = settings["class_thresholds"] | thresholds
+        try:
+            postprocess = BoxPostprocess.model_validate(settings)
+        except ValidationError as err:
+            raise UsageError(f"--thresholds {path}: {name}: {err.errors()[0]['msg']}") from err
+        changed[name] = boxes[name].model_copy(update={"postprocess": postprocess})
+    models = tuple(changed.get(model.name, model) for model in config.models)
+    return config.model_copy(update={"models": models})
+
+
+def _choose_config(folder: str | None, asked: Models) -> RunConfig:
     if asked.preset is not None and asked.config is not None:
         raise UsageError("--preset and --config exclude each other")
     if asked.preset is not None or asked.config is not None:

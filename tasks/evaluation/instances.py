@@ -1,5 +1,6 @@
 """Boxes and masks against truth: match what is new, keep it, and add all up."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ from pixelmill.tasks.metrics.matching import (
     MatchRecords,
     match_images,
 )
-from pixelmill.tasks.metrics.results import Kind, Mistake
+from pixelmill.tasks.metrics.results import Kind, Mistake, ThresholdSweep
 from pixelmill.tasks.metrics.tide import KINDS, MISSED, Errors
 
 __all__ = ["compare_instances"]
@@ -46,6 +47,7 @@ _SCHEMA = MATCH_SCHEMA.append(pa.field("num_unknown", pa.int32(), False))
 # Kept together when they are done; of masks, those of so many images are in memory.
 _IMAGES_AT_ONCE = 4096
 _MOST_MISTAKES = 30
+_THRESHOLD_DIGITS = 4
 _CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 _COLUMNS = ["rank", "class_id", "score", *_CORNERS]
 
@@ -122,7 +124,21 @@ def compare_instances(
         errors=scores.errors,
         mistakes=_mistakes(context, scored, files, names, columns, records, scores.kinds),
         sweeps=scores.sweeps,
+        thresholds=_thresholds(
+            scores.sweeps, dict(zip(context.spec.classes, model_names, strict=True))
+        ),
     )
+
+
+def _thresholds(sweeps: Sequence[ThresholdSweep], renamed: Mapping[str, str]) -> dict[str, float]:
+    """Class of the model -> recommended threshold; rounded down, so that it keeps its own score."""
+    found = {one.class_name: one.recommended for one in sweeps if one.recommended is not None}
+    scale = 10**_THRESHOLD_DIGITS
+    return {
+        name: math.floor(found[truth_name] * scale) / scale
+        for name, truth_name in renamed.items()
+        if truth_name in found
+    }
 
 
 @dataclass(frozen=True, slots=True)

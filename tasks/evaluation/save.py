@@ -2,85 +2,174 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
-from pixelmill.tasks.metrics.results import Evaluation
+from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
 
 __all__ = ["save_evaluation"]
 
-_RESULT_FILES = ("metrics.json", "metrics.parquet", "per_image.parquet")
-_METRICS_SCHEMA = pa.schema(
-    [
-        pa.field("model", pa.string(), False),
-        pa.field("kind", pa.string(), False),
-        pa.field("class", pa.string()),
-        pa.field("metric", pa.string(), False),
-        pa.field("value", pa.float64(), False),
-        pa.field("low", pa.float64()),
-        pa.field("high", pa.float64()),
-    ]
-)
-_PER_IMAGE_SCHEMA = pa.schema(
-    [
-        pa.field("model", pa.string(), False),
-        pa.field("kind", pa.string(), False),
-        pa.field("path", pa.string(), False),
-        pa.field("image_id", pa.string()),
-        pa.field("metric", pa.string(), False),
-        pa.field("value", pa.float64(), False),
-    ]
-)
+_JSON, _YAML = "metrics.json", "thresholds.yaml"
+# Of more images the numbers of each are in per_image.parquet alone.
+_MOST_JSON_IMAGES = 20_000
+_OWNER = [pa.field("model", pa.string(), False), pa.field("kind", pa.string(), False)]
+_BOX = pa.list_(pa.field("element", pa.float64(), False), 4)
+_SCHEMAS = {
+    "metrics.parquet": pa.schema(
+        [
+            *_OWNER,
+            pa.field("class", pa.string()),
+            pa.field("metric", pa.string(), False),
+            pa.field("value", pa.float64(), False),
+            pa.field("low", pa.float64()),
+            pa.field("high", pa.float64()),
+        ]
+    ),
+    "per_image.parquet": pa.schema(
+        [
+            *_OWNER,
+            pa.field("path", pa.string(), False),
+            pa.field("image_id", pa.string()),
+            pa.field("metric", pa.string(), False),
+            pa.field("value", pa.float64(), False),
+        ]
+    ),
+    "mistakes.parquet": pa.schema(
+        [
+            *_OWNER,
+            pa.field("path", pa.string(), False),
+            pa.field("image_id", pa.string()),
+            pa.field("error", pa.string(), False),
+            pa.field("class", pa.string(), False),
+            pa.field("score", pa.float64()),
+            pa.field("rank", pa.int32()),
+            pa.field("box_xyxy", _BOX, False),
+            pa.field("truth_class", pa.string()),
+            pa.field("truth_box_xyxy", _BOX),
+            pa.field("iou", pa.float64()),
+        ]
+    ),
+    "sweeps.parquet": pa.schema(
+        [
+            *_OWNER,
+            pa.field("class", pa.string(), False),
+            pa.field("threshold", pa.float64(), False),
+            pa.field("precision", pa.float64(), False),
+            pa.field("recall", pa.float64(), False),
+            pa.field("f1", pa.float64(), False),
+        ]
+    ),
+}
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
-    """Write metrics.json (everything), metrics.parquet and per_image.parquet (one row per number).
+    """Write metrics.json (everything), Parquet files of its tables, and recommended thresholds.
 
     Args:
         evaluation: what to save.
         folder: made if it is not there; earlier files of these names are replaced.
 
     Returns:
-        The files.
+        The files; thresholds.yaml only where there are boxes or masks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(evaluation.to_dict(), ensure_ascii=False, allow_nan=False, indent=1)
-    paths = tuple(folder / name for name in _RESULT_FILES)
-    _replace(paths[0], document.encode())
-    metrics: list[tuple[str, str, str | None, str, float, float | None, float | None]] = []
-    per_image: list[tuple[str, str, str, str | None, str, float]] = []
-    for model in evaluation.models:
-        key, kind = model.model_key, model.kind
-        for one in model.metrics:
-            low, high = one.interval or (None, None)
-            metrics.append((key, kind, None, one.name, one.value, low, high))
-        for row in model.per_class:
-            counts = {"num_truth": float(row.num_truth), "num_predicted": float(row.num_predicted)}
-            values = {**row.values, **counts}
-            metrics += [
-                (key, kind, row.class_name, name, value, None, None)
-                for name, value in values.items()
-            ]
-        per_image += [
-            (key, kind, row.path, row.image_id, name, value)
-            for row in model.per_image
-            for name, value in row.values.items()
+    found = {_JSON: _encode_json(evaluation)}
+    rows = {
+        "metrics.parquet": _metric_rows,
+        "per_image.parquet": _image_rows,
+        "mistakes.parquet": _mistake_rows,
+        "sweeps.parquet": _sweep_rows,
+    }
+    for name, list_rows in rows.items():
+        owned = [
+            (model.model_key, model.kind, *row)
+            for model in evaluation.models
+            for row in list_rows(model)
         ]
-    _write_rows(paths[1], _METRICS_SCHEMA, metrics)
-    _write_rows(paths[2], _PER_IMAGE_SCHEMA, per_image)
-    return paths
+        found[name] = _encode_table(_SCHEMAS[name], owned)
+    thresholds = {
+        # masks come after boxes, and are what their model is for
+        model.model_key.rpartition("-")[0]: model.thresholds
+        for model in evaluation.models
+        if model.thresholds
+    }
+    if thresholds:
+        found[_YAML] = _encode_thresholds(evaluation, thresholds)
+    else:
+        (folder / _YAML).unlink(missing_ok=True)
+    for name, content in found.items():
+        _replace(folder / name, content)
+    return tuple(folder / name for name in found)
 
 
-def _write_rows(path: Path, schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> None:
+def _encode_json(evaluation: Evaluation) -> bytes:
+    models = tuple(
+        model
+        if len(model.per_image) <= _MOST_JSON_IMAGES
+        else replace(
+            model,
+            per_image=(),
+            notes=(*model.notes, "numbers of each image are in per_image.parquet"),
+        )
+        for model in evaluation.models
+    )
+    document = replace(evaluation, models=models).to_dict()
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1).encode()
+
+
+def _encode_thresholds(evaluation: Evaluation, thresholds: Mapping[str, Any]) -> bytes:
+    """For `pixelmill score --thresholds`, or a configuration's `class_thresholds`."""
+    head = (
+        f"# Scores of the best F1 at IoU 0.50, {evaluation.collection}, {evaluation.created_at}.\n"
+        "# pixelmill score FOLDER --thresholds thresholds.yaml\n"
+    )
+    return (head + yaml.safe_dump(thresholds, sort_keys=True, allow_unicode=True)).encode()
+
+
+def _metric_rows(model: ModelEvaluation) -> Iterator[tuple[Any, ...]]:
+    for one in model.metrics:
+        yield None, one.name, one.value, *(one.interval or (None, None))
+    for row in model.per_class:
+        counts = {"num_truth": float(row.num_truth), "num_predicted": float(row.num_predicted)}
+        for name, value in {**row.values, **counts}.items():
+            yield row.class_name, name, value, None, None
+    for share in model.errors.shares if model.errors else ():
+        yield None, f"errors {share.kind}", float(share.count), None, None
+        yield None, f"dAP {share.kind}", share.delta_ap, None, None
+
+
+def _image_rows(model: ModelEvaluation) -> Iterator[tuple[Any, ...]]:
+    for row in model.per_image:
+        for name, value in row.values.items():
+            yield row.path, row.image_id, name, value
+
+
+def _mistake_rows(model: ModelEvaluation) -> Iterator[tuple[Any, ...]]:
+    for one in model.mistakes:
+        yield (
+            *(one.path, one.image_id, one.kind, one.class_name, one.score, one.rank),
+            *(one.box_xyxy, one.truth_class, one.truth_box_xyxy, one.iou),
+        )
+
+
+def _sweep_rows(model: ModelEvaluation) -> Iterator[tuple[Any, ...]]:
+    for one in model.sweeps:
+        for numbers in zip(one.thresholds, one.precision, one.recall, one.f1, strict=True):
+            yield one.class_name, *numbers
+
+
+def _encode_table(schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> bytes:
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
-    _replace(path, sink.getvalue())
+    return sink.getvalue()
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -168,6 +168,7 @@ class ModelEvaluation:
         errors: of boxes and masks: why AP is not 1.
         mistakes: of boxes and masks: the worst, by kind, the worst first.
         sweeps: of boxes and masks: each class that has truth.
+        thresholds: class of the model -> score of the best F1, rounded down.
         partner_key: of panoptic quality, the model whose label maps gave the stuff.
         num_images: images of the truth; those in `missing` (never scored) and `failed`
             (quarantined) count as empty predictions.
@@ -191,6 +192,7 @@ class ModelEvaluation:
     errors: ErrorBreakdown | None = None
     mistakes: tuple[Mistake, ...] = ()
     sweeps: tuple[ThresholdSweep, ...] = ()
+    thresholds: dict[str, float] = field(default_factory=dict)
     partner_key: str | None = None
 
 
