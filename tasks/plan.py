@@ -18,6 +18,7 @@ from pixelmill.configs.schema import PreprocessConfig, RunConfig, ShardConfig
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.ingest import Listing
 from pixelmill.tasks.sharing import OpenRun, Wanted, adopt_shards
+from pixelmill.tasks.software import describe_software
 from pixelmill.tasks.store import PLAN, RunRecord, ShardRef, SkipReason, Store, new_run_id
 from pixelmill.tasks.store.digests import Digests, contains, image_digests, input_keys
 
@@ -241,6 +242,7 @@ def _record(
         models=tuple(specs),
         num_images=plan.num_planned,
         num_shards=plan.num_shards,
+        software=describe_software(),
         listing={
             "listed": plan.num_listed,
             "problems": plan.num_problems,

@@ -44,6 +44,8 @@ class RunRecord(BaseModel):
         config: the resolved `RunConfig` as JSON.
         listing: counts of the plan (listed, new, reused, ...), for people.
         session: id of the session that planned it and works on it; see `claims`.
+        software: versions of the code and the libraries that planned it, by name; workers have the
+            same version of ours, which is checked when they are connected to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +61,7 @@ class RunRecord(BaseModel):
     num_shards: int = Field(ge=0)
     listing: dict[str, int] = Field(default_factory=dict)
     session: str = ""
+    software: dict[str, str] = Field(default_factory=dict)
 
     def model(self, model_key: str) -> ModelSpec:
         """The spec of one of the run's models.
