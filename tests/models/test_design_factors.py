@@ -100,7 +100,7 @@ def test_the_output_stride_is_that_of_the_coarsest_features(name, backbone, outp
         assert module(images).shape == (2, 5, 128, 160)
 
 
-@pytest.mark.parametrize(("name", "output_stride"), zip(SEGMENTERS, (8, 16, 32), strict=True))
+@pytest.mark.parametrize(("name", "output_stride"), [*zip(SEGMENTERS, (8, 16, 32), strict=True)])
 def test_inception_has_every_output_stride_too(name, output_stride):
     with torch.device("meta"):
         module = build(name, backbone="inception_v3", output_stride=output_stride)
