@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 from pixelmill.configs.load import ConfigError
 from pixelmill.flows.commands import (
     backfilling,
+    browsing,
     comparing,
     configs,
     evaluating,
@@ -54,6 +55,8 @@ for command in (
     nightly.nightly,
     evaluating.evaluate,
     evaluating.report,
+    browsing.gallery,
+    browsing.browse,
     comparing.compare,
     health.health,
     storing.audit,

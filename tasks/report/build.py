@@ -58,6 +58,7 @@ from pixelmill.tasks.store import Store
 __all__ = ["build_report", "report_files"]
 
 _FOLDER = Path(__file__).parent
+_STYLES = ("theme.css", "report.css", "overlays.css")
 # boxes below it are hidden until the reader moves the slider
 _SHOWN_SCORE = 0.3
 _REASON_TITLES = {
@@ -277,7 +278,11 @@ def build_report(
     stages = stage_rows(summary)
     # exactly what stands between the tags, or the policy refuses it
     style = "\n".join(
-        ((_FOLDER / "report.css").read_text(), colour_css(), _tile_css(tiles, len(models)))
+        (
+            *((_FOLDER / name).read_text() for name in _STYLES),
+            colour_css(),
+            _tile_css(tiles, len(models)),
+        )
     )
     script = (_FOLDER / "report.js").read_text()
     html = (
