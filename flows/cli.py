@@ -76,10 +76,15 @@ config_app.command(configs.config_show, name="show")
 config_app.command(configs.config_check, name="check")
 app.command(config_app)
 
-models_app = App(name="models", help="List, fetch and quantize models.", help_format="plaintext")
+models_app = App(
+    name="models", help="List, show, fetch, check and quantize models.", help_format="plaintext"
+)
 models_app.command(models.models_list, name="list")
+models_app.command(models.models_show, name="show")
 models_app.command(models.models_fetch, name="fetch")
+models_app.command(models.models_check, name="check")
 models_app.command(models.models_quantize, name="quantize")
+models_app.command(models.models_table, name="table")
 app.command(models_app)
 
 

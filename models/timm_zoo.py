@@ -21,7 +21,14 @@ from pixelmill.models.hub import HUB, read_folder_config
 from pixelmill.models.spec import Arguments
 from pixelmill.models.zoo import Architecture
 
-__all__ = ["PREFIX", "architecture", "find_defaults", "list_architectures", "name_weights"]
+__all__ = [
+    "PREFIX",
+    "architecture",
+    "describe",
+    "find_defaults",
+    "list_architectures",
+    "name_weights",
+]
 
 PREFIX = "timm/"
 
@@ -87,6 +94,28 @@ def find_defaults(
     num_classes = resolved.setdefault("num_classes", asked or config.get("num_classes", 1000))
     names = tuple(classes) if classes else _class_names(config, int(str(num_classes)))
     return Defaults(names, resolved, _preprocess(name, config))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What timm says of the weights of `timm/<model>` or `timm/<model>.<weights>`; for people.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: it has no such model.
+    """
+    architecture(name)
+    config = _import_timm().get_pretrained_cfg(name.removeprefix(PREFIX))
+    if config is None:
+        return {}
+    return {
+        "classes": config.num_classes,
+        "input": "x".join(map(str, config.input_size[1:])),
+        "interpolation": config.interpolation,
+        "paper": config.paper_ids,
+        "origin": config.origin_url,
+        "weights": name_weights(name) if config.hf_hub_id else None,
+        "licence of weights": config.license or "not named",
+    }
 
 
 def name_weights(name: str) -> str:

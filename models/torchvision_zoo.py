@@ -35,6 +35,7 @@ __all__ = [
     "architecture",
     "download_weights",
     "find_defaults",
+    "find_weights_meta",
     "list_architectures",
 ]
 
@@ -118,6 +119,16 @@ def find_defaults(
         resolved.setdefault("batch_norm_eps", 0.0)
     names = tuple("background" if label == _BACKGROUND else label for label in kept.values())
     return Defaults(names, resolved, _preprocess(builder, resolved, meta_weights))
+
+
+def find_weights_meta(name: str, weights: str = "DEFAULT") -> Mapping[str, Any]:
+    """What torchvision says of a builder's weights: `num_params`, `_metrics`, `_docs`, and so on.
+
+    Raises:
+        ValueError: the builder has no such weights.
+    """
+    meta: Mapping[str, Any] = _weights(name.removeprefix(PREFIX), weights).meta
+    return meta
 
 
 def download_weights(name: str, weights: str) -> Path:

@@ -111,7 +111,7 @@ class Device:
         if self.is_gpu:
             kind = torch.cuda.get_device_name(self.device)
         else:
-            kind = f"cpu {_processor()} {torch.get_num_threads()} threads"
+            kind = f"cpu {processor_name()} {torch.get_num_threads()} threads"
         return "".join(char if char.isalnum() else "-" for char in kind).strip("-")
 
     def upload(self, canvases: list[NDArray[np.uint8]], size: int, to: torch.device) -> Upload:
@@ -227,7 +227,8 @@ class Device:
 
 
 @functools.cache
-def _processor() -> str:
+def processor_name() -> str:
+    """What people call this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1] if found else platform.machine()

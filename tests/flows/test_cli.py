@@ -229,7 +229,7 @@ def test_models_are_listed_and_their_weights_found(capsys, tiny_config):
     code, out, _ = run(capsys, "models", "list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert ["embedded:demo-detector", "weights"] in lines
+    assert "embedded:demo-detector" in {line[0] for line in lines}
     assert {"retinamask", "unet", "torchvision/fcn_resnet50"} <= {line[0] for line in lines}
     code, out, _ = run(capsys, "models", "fetch", str(tiny_config))
     assert code == 0
