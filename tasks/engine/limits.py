@@ -48,6 +48,8 @@ def reason_of(err: Exception) -> DecodeReason:
     message = str(err).lower()
     if "truncated" in message or "premature end" in message or isinstance(err, EOFError):
         return "truncated"
+    if "unsupported marker" in message:  # of no JPEG at all: flipped bits have made it
+        return "corrupt"
     if "unsupported" in message or "not supported" in message or "not implemented" in message:
         return "unsupported"
     return "corrupt"

@@ -370,6 +370,14 @@ def test_zeros_before_the_end_of_a_jpeg_are_padding(num_zeros):
     assert difference(decode(padded), decode(data)) == 0
 
 
+def test_a_marker_that_no_jpeg_has_is_damage():
+    data = EXAMPLES["jpeg"]
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    with pytest.raises(DecodeError, match="Unsupported marker") as caught:
+        decode(data[:middle] + b"\xff\x02" + data[middle:])
+    assert caught.value.reason == "corrupt"
+
+
 def test_other_bytes_before_the_end_of_a_jpeg_are_damage():
     data = EXAMPLES["jpeg"]
     with pytest.raises(DecodeError, match="extraneous bytes") as caught:
