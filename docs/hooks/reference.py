@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 # Packages whose modules a user imports, and what each is for
 API = {
     "tasks.store": "Reading and keeping predictions",
+    "tasks.evaluation": "Comparing predictions with truth",
+    "tasks.comparison": "Comparing predictions with predictions",
+    "tasks.training": "Training",
     "tasks.metrics": "Metrics as pure functions",
     "tasks.report": "Reports",
     "tasks": "The steps of a run",
