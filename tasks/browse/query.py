@@ -224,7 +224,8 @@ class Index:
 
         def question(db: "duckdb.DuckDBPyConnection") -> pa.Table:
             _, table = self._result(db, wanted)
-            return db.sql(f"SELECT * FROM {table} ORDER BY rowid").to_arrow_table()
+            with db.cursor() as fresh:
+                return fresh.sql(f"SELECT * FROM {table} ORDER BY rowid").to_arrow_table()
 
         return self._ask(question)
 
@@ -241,8 +242,7 @@ class Index:
                 _failures_query(wanted) if wanted.state == "failed" else _images_query(wanted)
             )
             db.execute(f"CREATE TABLE {table} AS {sql} ORDER BY {_ORDERS[wanted.order]}", values)
-            row = db.execute(f"SELECT count(*) FROM {table}").fetchone()
-            total = int(row[0]) if row else 0
+            ((total,),) = db.execute(f"SELECT count(*) FROM {table}").fetchall()
             self._found[wanted] = (version, table, total)
             while len(self._found) > _KEPT_RESULTS:
                 _, (_, oldest, _) = self._found.popitem(last=False)
@@ -267,11 +267,11 @@ class Index:
 
         def question(db: "duckdb.DuckDBPyConnection") -> str | None:
             for name in ("images", "failures"):
-                row = db.execute(
+                found = db.execute(
                     f"SELECT source_uri FROM {name} WHERE image_id = ? LIMIT 1", [image_id]
-                ).fetchone()
-                if row:
-                    return str(row[0])
+                ).fetchall()
+                if found:
+                    return str(found[0][0])
             return None
 
         return self._ask(question)
@@ -309,7 +309,10 @@ def _images_query(wanted: Filter) -> tuple[str, list[Any]]:
         conditions.append(f"images.n_detections + images.n_captions {sign} 0")
         if wanted.state == "empty":  # label maps and labels of whole images are never empty
             conditions.append("images.semantic_array IS NULL")
-            conditions.append("images.image_id NOT IN (SELECT image_id FROM labels)")
+            conditions.append(
+                "NOT EXISTS (SELECT 1 FROM labels WHERE labels.image_id = images.image_id "
+                "AND labels.model = images.model)"
+            )
     if wanted.state == "flagged":
         conditions.append("images.status <> 'ok'")
     if wanted.text:

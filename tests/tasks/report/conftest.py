@@ -238,4 +238,5 @@ def kit():
         make_spec=make_spec,
         make_record=make_record,
         write_store=write_store,
+        predictions=predictions,
     )
