@@ -134,7 +134,8 @@ def make_transform(config: TrainConfig, scale: float) -> v2.Transform:
         A transform of a dict of tv_tensors, whose image is (3, H, W) uint8 RGB.
     """
     mask_fill = VOID if config.task == "semantic_segmentation" else 0
-    fill = {tv_tensors.Image: config.preprocess.pad_value, tv_tensors.Mask: mask_fill}
+    # Any: v2 takes less than its own type for a mapping
+    fill: Any = {tv_tensors.Image: config.preprocess.pad_value, tv_tensors.Mask: mask_fill}
     steps: list[v2.Transform] = []
     if config.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
@@ -186,12 +187,14 @@ def augment(image: Tensor, target: Target, transform: v2.Transform) -> tuple[Ten
 
 
 def _boxes(target: BoxTarget, image: Tensor, clamping_mode: str | None) -> Tensor:
-    return tv_tensors.BoundingBoxes(
+    make: Any = tv_tensors.BoundingBoxes  # its overloads know no clamping mode as a variable
+    boxes: Tensor = make(
         target.boxes_xyxy,
         format=tv_tensors.BoundingBoxFormat.XYXY,
         canvas_size=(image.shape[-2], image.shape[-1]),
         clamping_mode=clamping_mode,
     )
+    return boxes
 
 
 def _visible(target: BoxTarget, changed: dict[str, Tensor]) -> BoxTarget:

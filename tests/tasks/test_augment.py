@@ -1,3 +1,7 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false
+# (what a target is, the test knows)
+
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,3 +1,6 @@
+# pyright: reportAttributeAccessIssue=false
+# (what a target is, the test knows)
+
 import pytest
 import torch
 

@@ -81,14 +81,14 @@ def test_the_average_follows_weights_and_statistics():
     for value in range(1, 9):
         with torch.no_grad():
             module.weight.fill_(float(value))
-            module.running_mean.fill_(float(-value))
-            module.num_batches_tracked.fill_(value)
+            module.get_buffer("running_mean").fill_(float(-value))
+            module.get_buffer("num_batches_tracked").fill_(value)
         average.update_parameters(module)
     # the mean of the first four, then a quarter of the way each
     expected = 2.5
     for value in range(5, 9):
         expected += (value - expected) / 4
-    assert average.module.weight.item() == pytest.approx(expected)
-    assert average.module.running_mean.item() == pytest.approx(-expected)
-    assert int(average.module.num_batches_tracked) == 8
+    assert average.module.get_parameter("weight").item() == pytest.approx(expected)
+    assert average.module.get_buffer("running_mean").item() == pytest.approx(-expected)
+    assert average.module.get_buffer("num_batches_tracked").item() == 8
     assert not average.module.training
