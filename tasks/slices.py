@@ -236,7 +236,8 @@ def _describe(
     catalog = (
         store.catalog(collection).drop(columns=["image_id"]).drop_duplicates("path", keep="last")
     )
-    catalog = catalog[["path", *(name for name in catalog if name not in scored.columns)]]
+    known = {"path", *scored.columns}
+    catalog = catalog[["path", *(name for name in catalog if name not in known)]]
     frame = wanted.merge(scored, on="image_id", how="left").merge(catalog, on="path", how="left")
     return frame.drop(columns=["image_id"])
 

@@ -1,10 +1,10 @@
 """Scores of the ISBI 2012 challenge: pixels, what belongs together, and topology.
 
-The warping error bends the truth towards the prediction, pixel by pixel, as long as no cell is
-split, merged, made or lost, and counts what stays different. Which pixels can be bent depends on
-the order; ours is fixed (four interleaved grids in turn, over and over, until nothing moves) and
-without a limit of distance, so it is comparable between runs here, and with the challenge's
-Java plug-in only roughly.
+The warping error bends the truth towards the prediction, at pixels that differ and one by one, as
+long as no cell is split, merged, made or lost, and counts what stays different. Which pixels can be
+bent depends on the order; ours is fixed (four interleaved grids in turn, over and over, until
+nothing moves) and without a limit of distance, so it is comparable between runs here, and with the
+challenge's Java plug-in only roughly.
 
 Source: Arganda-Carreras et al., Crowdsourcing the creation of image segmentation algorithms for
 connectomics, Frontiers in Neuroanatomy 2015; Jain et al., Boundary learning by optimization with

@@ -36,6 +36,7 @@ def make_spec(name, task, classes):
 
 
 SEGMENTER = make_spec("segmenter", "instance_segmentation", CLASSES)
+WORSE = make_spec("worse", "instance_segmentation", CLASSES)
 MAPPER = make_spec("mapper", "semantic_segmentation", REGIONS)
 
 
@@ -75,7 +76,7 @@ class Nights:
         labels[labels == 3] = 255
         labels = np.kron(labels, np.ones((HEIGHT // 8, WIDTH // 8), np.uint8))
         file = self.base / "semantic" / f"{path[:-4]}.png"
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels).save(file)
 
     def save_truth(self):
@@ -125,11 +126,31 @@ class Nights:
             MAPPER.key: ImagePrediction(semantic=regions.astype(np.uint8)),
         }
 
+    def score_worse(self, paths):
+        """The segmenter's own detections without the first class, as another model's."""
+        found = {}
+        for path in paths:
+            stored = self.store.instances(path, SEGMENTER.key)
+            kept = stored.boxes["class_name"] != CLASSES[0]
+            rows = stored.boxes[kept]
+            detections = Detections(
+                boxes_xyxy=rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(np.float32),
+                scores=rows["score"].to_numpy(np.float32),
+                labels=rows["class_id"].to_numpy(np.int32),
+                masks=tuple(MaskCrop(0, 0, mask) for mask in stored.masks[kept.to_numpy()]),
+            )
+            found[path] = {WORSE.key: ImagePrediction(detections=detections)}
+        self.write(found)
+
     def image_id(self, path):
         return hashlib.sha256(f"{path}{self.versions[path]}".encode()).hexdigest()[:32]
 
     def score(self, paths):
         """A run over these images, of a date of its own."""
+        self.write({path: self.predict(path) for path in sorted(paths)})
+
+    def write(self, found):
+        """Commit and publish path -> model key -> prediction."""
         self.number += 1
         run_id = f"202601{self.number:02d}T000000-aaaaaa"
         record = RunRecord(
@@ -139,13 +160,13 @@ class Nights:
             source="photos",
             created_at="2026-01-01T00:00:00Z",
             config={},
-            models=(SEGMENTER, MAPPER),
-            num_images=len(paths),
+            models=(SEGMENTER, MAPPER, WORSE),
+            num_images=len(found),
             num_shards=1,
         )
         self.store.create_run(record, pa.Table.from_pylist([], schema=PLAN))
         writer = ShardWriter(self.store, record, 0)
-        for path in sorted(paths):
+        for path, predictions in found.items():
             place = {
                 "collection": "photos",
                 "path": path,
@@ -157,7 +178,7 @@ class Nights:
                 "height": HEIGHT,
             }
             writer.add_catalog(CatalogRow(**place))
-            for key, prediction in self.predict(path).items():
+            for key, prediction in predictions.items():
                 writer.add_image(ImageRow(**place), key, prediction)
         writer.commit()
         publish(self.store)

@@ -3,9 +3,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from pixelmill.tasks.metrics import bootstrap
 from pixelmill.tasks.metrics.bootstrap import (
     MIN_IMAGES,
     Number,
+    benjamini_hochberg,
     compare_runs,
     draw_images,
     holm,
@@ -131,6 +133,23 @@ def test_holm_on_his_own_kind_of_example():
     assert holm([]) == ()
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         holm([1.5])
+
+
+def test_benjamini_hochberg_is_that_of_the_definition():
+    # sorted: min over later of p * 4 / rank
+    assert benjamini_hochberg([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.02, 0.04, 0.04, 0.02))
+    assert benjamini_hochberg([0.9, 0.8]) == (0.9, 0.9)
+    assert benjamini_hochberg([]) == ()
+
+
+def test_the_interval_of_very_many_images_is_that_of_a_sample_scaled_down(monkeypatch):
+    values = noise(4000)
+    low, high = intervals(Means(values), 1000)[MEAN]
+    monkeypatch.setattr(bootstrap, "_MOST_DRAWN", 1000)
+    sampled_low, sampled_high = intervals(Means(values), 1000)[MEAN]
+    assert sampled_low < values.mean() < sampled_high
+    assert sampled_high - sampled_low == pytest.approx(high - low, rel=0.15)
+    assert sampled_low + sampled_high == pytest.approx(low + high, abs=0.2 * (high - low))
 
 
 def simulated_labels(rng, num_images):
