@@ -14,10 +14,12 @@ from pixelmill.flows.commands import (
     comparing,
     configs,
     evaluating,
+    explaining,
     health,
     models,
     nightly,
     profiling,
+    runs,
     scoring,
     storing,
     training,
@@ -59,6 +61,7 @@ for command in (
     browsing.browse,
     comparing.compare,
     health.health,
+    explaining.explain,
     storing.audit,
     storing.publish,
     storing.compact,
@@ -75,6 +78,12 @@ config_app.command(configs.config_list, name="list")
 config_app.command(configs.config_show, name="show")
 config_app.command(configs.config_check, name="check")
 app.command(config_app)
+
+runs_app = App(name="runs", help="List, show and compare runs.", help_format="plaintext")
+runs_app.command(runs.runs_list, name="list")
+runs_app.command(runs.runs_show, name="show")
+runs_app.command(runs.runs_compare, name="compare")
+app.command(runs_app)
 
 models_app = App(
     name="models", help="List, show, fetch, check and quantize models.", help_format="plaintext"

@@ -44,7 +44,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     [
         *("backfill", "demo", "evaluate", "nightly", "plan", "publish", "report", "score", "train"),
         *("config list", "config show", "config check", "models list", "models fetch"),
-        "models quantize",
+        *("models quantize", "explain", "runs list", "runs show", "runs compare"),
     ],
 )
 def test_every_command_has_an_example(capsys, command):
