@@ -15,10 +15,12 @@ from pixelmill.flows.commands import (
     configs,
     evaluating,
     explaining,
+    exporting,
     health,
     models,
     nightly,
     profiling,
+    review,
     runs,
     scoring,
     storing,
@@ -61,6 +63,7 @@ for command in (
     browsing.browse,
     comparing.compare,
     health.health,
+    exporting.export,
     explaining.explain,
     storing.audit,
     storing.publish,
@@ -72,6 +75,11 @@ for command in (
     training.train,
 ):
     app.command(command)
+
+review_app = App(name="review", help_format="plaintext")
+review_app.default(review.review)
+review_app.command(review.review_import, name="import")
+app.command(review_app)
 
 config_app = App(name="config", help="Look at configurations.", help_format="plaintext")
 config_app.command(configs.config_list, name="list")

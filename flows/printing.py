@@ -10,6 +10,7 @@ from pixelmill.flows.backfill import BackfillReport
 from pixelmill.flows.score import RunReport
 from pixelmill.tasks.comparison.results import Comparison
 from pixelmill.tasks.display import printable, redact
+from pixelmill.tasks.handoff.review import Review
 from pixelmill.tasks.health.judge import Health
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.plan import Plan
@@ -28,6 +29,7 @@ __all__ = [
     "print_health",
     "print_ledger",
     "print_plan",
+    "print_review",
     "print_run",
 ]
 
@@ -250,6 +252,13 @@ def print_health(console: Console, health: Health) -> None:
         console.print(_table(head, rows, num_text=2))
     verdict = health.level if health.level in ("alarm", "warning") else "as the nights before"
     _say(console, f"{health.collection} {health.date}: {verdict}")
+
+
+def print_review(console: Console, review: Review) -> None:
+    """The head of the queue."""
+    _say(console, f"{review.num_found:,} images of {review.collection} to look at", "bold")
+    for item in review.items[:_MAX_CHANGES]:
+        _say(console, f"  {item.priority:.2f}  {item.path}  {'; '.join(item.reasons[:3])}")
 
 
 def print_backfill(console: Console, report: BackfillReport) -> None:

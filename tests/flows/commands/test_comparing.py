@@ -143,3 +143,34 @@ def test_health_exits_for_schedulers(predicted, run, tmp_path):
     assert "Alarm" in page
     assert "car" in page
     assert run("health", store.root, "--date", "2020-01-01")[0] == ExitCode.USAGE
+
+
+def test_export_and_review_there_and_back(two_versions, run, tmp_path):
+    store, old, new = two_versions
+    out = tmp_path / "out"
+    options = ("--model", old.key, "--out", out)
+    code, said = run("export", store.root, "--format", "coco", *options, "--min-score", 0.5)
+    assert code == ExitCode.COMPLETE
+    assert said.out.startswith("30 images, ")
+    exported = json.loads((out / "instances.json").read_text())
+    assert exported["info"]["model"] == old.key
+    assert min(note["score"] for note in exported["annotations"]) >= 0.5
+    assert run("export", store.root, "--format", "coco", "--out", out)[0] == ExitCode.USAGE
+    assert run("export", store.root, "--format", "voc", *options, "--where", "x")[0] == 2
+
+    queue = tmp_path / "queue"
+    code, said = run(
+        "review", store.root, "--limit", 5, "--model", new.key, "--model", old.key,
+        "--format", "label-studio", "--out", queue,
+    )  # fmt: skip
+    assert code == ExitCode.COMPLETE
+    assert "images of harbour to look at" in said.out
+    tasks = json.loads((queue / "tasks.json").read_text())
+    assert len(tasks) == len(pd.read_parquet(queue / "queue.parquet")) == 5
+    assert {task["predictions"][0]["model_version"] for task in tasks} == {new.key}
+
+    truth = tmp_path / "truth.json"
+    for expected in ("30 new", "30 the same"):
+        code, said = run("review", "import", out / "instances.json", "--truth", truth)
+        assert (code, expected in said.out) == (ExitCode.COMPLETE, True)
+    assert run("review", "import", tmp_path / "none.json", "--truth", truth)[0] == ExitCode.USAGE
