@@ -81,9 +81,10 @@ def find_defaults(
             canvases cannot be.
     """
     _check_task(name, task)
-    transformers = _import_transformers()
-    with _quiet(transformers):
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = _load("AutoConfig", folder)
+    except (OSError, ValueError, KeyError) as err:
+        raise ValueError(f"{name}: {str(folder)!r} cannot be used: {_first_line(err)}") from err
     if preprocess is None or not {"mean", "std"} <= preprocess.model_fields_set:
         preprocess = _preprocess(name, task, _load_processor(name, folder))
     if task == "captioning":
@@ -135,20 +136,12 @@ def _check_task(name: str, task: TaskName) -> None:
 
 
 def _load_model(spec: ModelSpec, folder: Path) -> Any:
-    transformers = _import_transformers()
     faults = []
     for auto in _AUTO[spec.task]:
         try:
-            with _quiet(transformers):
-                model, loading = getattr(transformers, auto).from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
+            model, loading = _load(auto, folder, dtype=torch.float32, output_loading_info=True)
         except ValueError as err:  # not among the networks of this kind
-            faults.append(str(err).partition("\n")[0])
+            faults.append(_first_line(err))
             continue
         # What a checkpoint lacks is drawn at random, and the scores with it
         lacking = sorted({*loading["missing_keys"], *(key for key, *_ in _mismatched(loading))})
@@ -166,10 +159,8 @@ def _mismatched(loading: Mapping[str, Any]) -> list[Any]:
 
 
 def _load_tokenizer(name: str, folder: Path) -> Any:
-    transformers = _import_transformers()
     try:
-        with _quiet(transformers):
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return _load("AutoTokenizer", folder)
     except (OSError, ValueError, KeyError) as err:
         raise ValueError(
             f"{name}: {str(folder)!r} has no tokenizer, without which its captions cannot be read; "
@@ -178,10 +169,8 @@ def _load_tokenizer(name: str, folder: Path) -> Any:
 
 
 def _load_processor(name: str, folder: Path) -> Any:
-    transformers = _import_transformers()
     try:
-        with _quiet(transformers):
-            return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return _load("AutoImageProcessor", folder)
     except (OSError, ValueError, KeyError) as err:
         raise ValueError(
             f"{name}: {str(folder)!r} has no image processor that says how images are prepared; "
@@ -438,6 +427,19 @@ _READ_OUTS: Mapping[TaskName, ReadOut] = {
 
 
 # --- the library ----------------------------------------------------------------------------------
+
+
+def _load(auto: str, folder: Path, **arguments: Any) -> Any:
+    """What one of the library's automatic classes makes of a folder; it runs no code of it."""
+    transformers = _import_transformers()
+    with _quiet(transformers):
+        return getattr(transformers, auto).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **arguments
+        )
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0]
 
 
 def _import_transformers() -> ModuleType:

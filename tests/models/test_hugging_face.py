@@ -1,5 +1,7 @@
 """Tiny networks of transformers, saved in a folder as theirs are, against their own pipeline."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -409,6 +411,19 @@ def test_pickled_weights_are_looked_at_before_they_are_opened(tmp_path) -> None:
         resolve_model(config, tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     build_network(resolve_model(config, tmp_path))
+
+
+def test_code_in_a_folder_is_never_run(tmp_path) -> None:
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    save(tmp_path, transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)), processor)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model_type"] = "of-its-own"
+    content["auto_map"] = {"AutoConfig": "code.Config"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"vit: .* cannot be used: .*"):
+        resolve_model(ClassificationModel(name="vit", weights=str(tmp_path)), tmp_path)
+    assert not (tmp_path / "owned").exists()
 
 
 def test_another_engine_for_captions_is_refused(captioner) -> None:
