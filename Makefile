@@ -6,7 +6,7 @@ TYPES := build/types/pixelmill
 FOLDERS := configs models tasks flows
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench chaos release clean
+.PHONY: help demo test check docs bench axe chaos release clean
 
 help:
 	@echo "make demo   set up, then score, evaluate and report on rendered scenes, offline"
@@ -14,6 +14,7 @@ help:
 	@echo "make check  lint and types only"
 	@echo "make docs   the documentation as a site in build/site, offline"
 	@echo "make bench  the benchmarks: JSON and tables in docs/benchmarks"
+	@echo "make axe    fetch axe, with which the browser tests then look for barriers"
 	@echo "make chaos  kill -9 at random, resume, audit, compare: ROUNDS=100 SEED=0"
 	@echo "make release  wheel and sdist, tried outside the checkout; bill of materials, licences"
 	@echo "make clean  remove what the other targets made, .venv included"
@@ -58,6 +59,10 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	PYTHONPATH=tests/benchmarks $(BIN)/python -P -m pixelbench $(BENCH)
 	$(BIN)/python -P -m pytest -m benchmark -s tests/benchmarks
+
+# Of npm, as no wheel has it; under MPL-2.0, so it is fetched by whoever wants it and never shipped
+axe:
+	npm install --no-save --no-audit --no-fund --prefix build/axe axe-core
 
 # About a minute a round on two cores
 ROUNDS ?= 100
