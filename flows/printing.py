@@ -1,13 +1,10 @@
 """Plans, runs and evaluations as tables for the terminal."""
 
-from collections.abc import Iterable, Sequence
-
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pixelmill.flows.backfill import BackfillReport
 from pixelmill.flows.score import RunReport
+from pixelmill.flows.tables import make_table
 from pixelmill.tasks.comparison.results import Comparison
 from pixelmill.tasks.display import printable, redact
 from pixelmill.tasks.handoff.review import Review
@@ -90,7 +87,7 @@ def print_plan(console: Console, plan: Plan, collection: str) -> None:
     rows = [
         (key, f"{plan.num_missing[key]:,}", f"{plan.num_reused[key]:,}") for key in plan.num_missing
     ]
-    console.print(_table(("model", "to score", "reused"), rows))
+    console.print(make_table(("model", "to score", "reused"), rows))
 
 
 def print_run(console: Console, run: RunReport) -> None:
@@ -102,7 +99,7 @@ def print_run(console: Console, run: RunReport) -> None:
         )
     else:
         rows = [(key, f"{number:,}") for key, number in sorted(scoring.num_scored.items())]
-        console.print(_table(("model", "images scored"), rows))
+        console.print(make_table(("model", "images scored"), rows))
         console.print(
             f"{scoring.num_images:,} images of {run.collection} in {_duration(scoring.seconds)}, "
             f"{scoring.images_per_s:.1f} images/s",
@@ -179,7 +176,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
             for model, metric in shown
         ]
         head = ("model", "compared", "metric", "value", "95 % interval")
-        console.print(_table(head[: len(rows[0])], rows, num_text=3))
+        console.print(make_table(head[: len(rows[0])], rows, num_text=3))
         names = dict.fromkeys(metric.name for _, metric in shown)
         legend = "; ".join(f"{name} = {LEGEND[name]}" for name in names if name in LEGEND)
         console.print(legend, highlight=False, style="dim")
@@ -197,7 +194,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         if not pair.findings:
             _say(console, "  nothing changed")
         rows = [(metric.name, f"{metric.value:.3f}") for metric in pair.headline]
-        console.print(_table(("measure", "value"), rows))
+        console.print(make_table(("measure", "value"), rows))
         if pair.images:
             _say(console, "images that changed most")
         for image in pair.images[:_MAX_CHANGES]:
@@ -224,7 +221,7 @@ def print_differences(console: Console, truth: TruthComparison) -> None:
         for one in truth.differences[:_MAX_DIFFERENCES]
     ]
     head = (f"{truth.kind} by truth", "images", "A", "B", "B - A, 95 %", "p, adjusted")
-    console.print(_table(head, rows, num_text=2))
+    console.print(make_table(head, rows, num_text=2))
     for note in truth.notes:
         _say(console, note, "dim")
 
@@ -249,7 +246,7 @@ def print_health(console: Console, health: Health) -> None:
             for night in (*model.baseline, model.night)
         ]
         head = ("night", "model", "images", "failed", *model.means)
-        console.print(_table(head, rows, num_text=2))
+        console.print(make_table(head, rows, num_text=2))
     verdict = health.level if health.level in ("alarm", "warning") else "as the nights before"
     _say(console, f"{health.collection} {health.date}: {verdict}")
 
@@ -269,7 +266,7 @@ def print_backfill(console: Console, report: BackfillReport) -> None:
         done = f"{was.num_missing - now.num_missing:,}" if was != now else ""
         rows.append((was.part, was.status, now.status, *counts, done))
     head = ("part", "was", "is", "images", "missing", "failed", "settled now")
-    console.print(_table(head, rows, num_text=3))
+    console.print(make_table(head, rows, num_text=3))
     if report.canary is not None:
         canary = report.canary
         told = ", ".join(f"{name} {value:.4g}" for name, value in canary.measures.items())
@@ -283,15 +280,6 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     """A line with names of others in it: they are no markup, no secret and no terminal command."""
     shown = printable(redact(text))
     console.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 1) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, title in enumerate(head):
-        table.add_column(title, justify="left" if index < num_text else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
-    return table
 
 
 def _bytes(number: int) -> str:

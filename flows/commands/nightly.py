@@ -184,7 +184,8 @@ def _serve(params: "NightlyParams", name: str, cron: str) -> ExitCode:
     scheduled_flow.serve(
         name=name,
         cron=cron,
-        parameters={"params": params.model_dump(mode="json")},
+        # what was left out stays so: a model's own defaults depend on it
+        parameters={"params": params.model_dump(mode="json", exclude_unset=True)},
         limit=1,
         pause_on_shutdown=False,
     )

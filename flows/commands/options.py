@@ -1,5 +1,6 @@
 """Options that several commands share, and what they make of them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -197,8 +198,9 @@ def _with_thresholds(config: RunConfig, path: Path) -> RunConfig:
         )
     changed = {}
     for name, thresholds in found.items():
-        settings = boxes[name].postprocess.model_dump()
-        settings["class_thresholds"] = settings["class_thresholds"] | thresholds
+        # what was left out stays so: a model's own defaults depend on it
+        settings = boxes[name].postprocess.model_dump(exclude_unset=True)
+        settings["class_thresholds"] = settings.get("class_thresholds", {}) | thresholds
         try:
             postprocess = BoxPostprocess.model_validate(settings)
         except ValidationError as err:
@@ -242,7 +244,9 @@ def _with_weights(config: RunConfig, asked: Models) -> RunConfig:
             raise UsageError(
                 f"--weights must be NAME=FILE with NAME one of {', '.join(models)}, got {each!r}"
             )
-        models[name] = models[name].model_copy(update={"weights": str(Path(path).resolve())})
+        is_reference = re.match(r"[a-z]+:", path)  # hf:, torchvision:, timm:, embedded:
+        weights = path if is_reference else str(Path(path).resolve())
+        models[name] = models[name].model_copy(update={"weights": weights})
     trusted = {"trust": True} if asked.trust else {}
     chosen = tuple(model.model_copy(update=trusted) for model in models.values())
     return config.model_copy(update={"models": chosen})

@@ -149,6 +149,9 @@ def test_a_detector_finds_what_its_own_pipeline_finds_padding_included(tmp_path)
     assert spec.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
     assert spec.postprocess is not None
     assert spec.postprocess.nms == "none"
+    # through JSON, as a schedule keeps it, it is the same model: what was left out stays so
+    again = DetectionModel.model_validate(config.model_dump(mode="json", exclude_unset=True))
+    assert resolve_model(again, tmp_path).key == spec.key
     image = picture(64, 96)  # fills two thirds of the canvas
     canvas = views(spec, image)
     (output,) = build_network(spec).predict(canvas)
