@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pixelmill.configs.schema import TrainConfig
 from pixelmill.models.build import EMBEDDED, locate_weights
@@ -28,7 +29,7 @@ from pixelmill.models.targets import Target
 from pixelmill.models.zoo import ARCHITECTURES, Loss
 from pixelmill.tasks.datasets import Dataset, class_frequencies
 from pixelmill.tasks.holdout import check_held_out
-from pixelmill.tasks.training.batches import Batches, mix_seed, normalise
+from pixelmill.tasks.training.batches import Batch, Batches, mix_seed, normalise
 from pixelmill.tasks.training.optimise import average_of, make_optimizer, make_scheduler
 
 if TYPE_CHECKING:
@@ -212,10 +213,53 @@ def read_curve(path: Path) -> tuple[EpochReport, ...]:
     return tuple(EpochReport(**json.loads(line)) for line in path.read_text("utf-8").splitlines())
 
 
+@dataclass(slots=True)
+class _Loop:
+    """A training that is under way on one device.
+
+    Attributes:
+        network: that is trained, as it was built.
+        learner: the same with its loss, as Fabric wrapped it.
+        saved: when its state was last written, monotonic seconds.
+    """
+
+    fabric: "Fabric"
+    job: Job
+    network: nn.Module
+    learner: Any
+    optimizer: Any
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    average: AveragedModel
+    batches: Batches
+    progress: _Progress
+    saved: float
+
+    def objects(self) -> dict[str, Any]:
+        """What is saved of them, and restored in place."""
+        return {
+            "learner": self.learner,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "average": self.average,
+        }
+
+
 def _fit(fabric: "Fabric", job: Job) -> _Sealed[Fit]:
+    if job.config.devices > 1 and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // job.config.devices))
+    loop = _prepare(fabric, job)
+    if job.state.is_file():
+        loop.progress = _resume(loop)
+    resumed_from = (loop.progress.epoch - 1) * len(loop.batches) + loop.progress.step
+    while loop.progress.epoch <= job.config.epochs and not loop.progress.is_stopped:
+        _run_epoch(loop)
+        _end_epoch(loop)
+        _save(loop)
+    return _Sealed(_finish(loop, resumed_from))
+
+
+def _prepare(fabric: "Fabric", job: Job) -> _Loop:
     config = job.config
-    if config.devices > 1 and fabric.device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     torch.manual_seed(config.seed)
     architecture = ARCHITECTURES[config.architecture]
     assert architecture.loss is not None  # whoever made the job has seen to it
@@ -224,46 +268,43 @@ def _fit(fabric: "Fabric", job: Job) -> _Sealed[Fit]:
         _start_from(network, config, job.base)
     network = network.to(memory_format=torch.channels_last).train()
     loss = _configured(architecture.loss, config, job.dataset)
+    batches = Batches(job.dataset, config, fabric.global_rank)
+    if not len(batches):
+        raise ValueError(
+            f"{config.name}: {len(job.dataset.names)} training images are too few for "
+            f"{config.devices} devices; each needs one in every batch"
+        )
     average = average_of(network, config.average_steps).to(fabric.device)
     bare = make_optimizer(network, config)
     learner, optimizer = fabric.setup(_Learner(network, loss), bare)
-    batches = Batches(job.dataset, config, fabric.global_rank)
-    scheduler = make_scheduler(bare, config, config.epochs * len(batches))
-    progress = _Progress(1, 0, {}, 0.0, [], None, 0)
-    objects = {
-        "learner": learner,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "average": average,
-    }
-    if job.state.is_file():
-        progress = _resume(fabric, job, objects)
-    resumed_from = (progress.epoch - 1) * len(batches) + progress.step
-    saved = time.monotonic()
-    while progress.epoch <= config.epochs and not progress.is_stopped:
-        started = time.monotonic() - progress.seconds
-        for batch in batches.epoch(progress.epoch, progress.step):
-            torch.manual_seed(
-                mix_seed(config.seed, progress.epoch, progress.step, 2, fabric.global_rank)
-            )
-            images = normalise(batch.images.to(fabric.device), config)
-            truth = _Sealed([_to_device(each, fabric.device) for each in batch.targets])
-            terms = learner(images, truth)
-            _step(fabric, config, learner, optimizer, terms, progress)
-            scheduler.step()
-            average.update_parameters(network)
-            progress.step += 1
-            if progress.step % _LOOK_EVERY == 0 and progress.step < len(batches):
-                is_due = fabric.broadcast(time.monotonic() - saved > SAVE_EVERY_S)
-                if is_due:
-                    progress.seconds = time.monotonic() - started
-                    _save(fabric, job, objects, progress)
-                    saved = time.monotonic()
+    return _Loop(
+        fabric,
+        job,
+        network,
+        learner,
+        optimizer,
+        make_scheduler(bare, config, config.epochs * len(batches)),
+        average,
+        batches,
+        _Progress(1, 0, {}, 0.0, [], None, 0),
+        saved=time.monotonic(),
+    )
+
+
+def _run_epoch(loop: _Loop) -> None:
+    """The steps of an epoch that are left to do."""
+    fabric, config, progress = loop.fabric, loop.job.config, loop.progress
+    started = time.monotonic() - progress.seconds
+    for batch in loop.batches.epoch(progress.epoch, progress.step):
+        rank = fabric.global_rank
+        torch.manual_seed(mix_seed(config.seed, progress.epoch, progress.step, 2, rank))
+        _step(loop, batch)
+        progress.step += 1
         progress.seconds = time.monotonic() - started
-        _end_epoch(fabric, job, average.module, float(scheduler.get_last_lr()[0]), progress)
-        _save(fabric, job, objects, progress)
-        saved = time.monotonic()
-    return _Sealed(_finish(fabric, job, average.module, progress, resumed_from))
+        is_time_to_look = progress.step % _LOOK_EVERY == 0 and progress.step < len(loop.batches)
+        # the first device's clock decides for all
+        if is_time_to_look and fabric.broadcast(time.monotonic() - loop.saved > SAVE_EVERY_S):
+            _save(loop)
 
 
 def _configured(loss: Loss, config: TrainConfig, dataset: Dataset) -> Loss:
@@ -301,51 +342,53 @@ def _to_device(target: Target, device: torch.device) -> Target:
     return replace(target, **moved)
 
 
-def _step(
-    fabric: "Fabric",
-    config: TrainConfig,
-    learner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    terms: Mapping[str, Tensor],
-    progress: _Progress,
-) -> None:
-    """One step down."""
+def _step(loop: _Loop, batch: Batch) -> None:
+    """One step down.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    fabric, config, totals = loop.fabric, loop.job.config, loop.progress.totals
+    images = normalise(batch.images.to(fabric.device), config)
+    truth = _Sealed([_to_device(each, fabric.device) for each in batch.targets])
+    terms: dict[str, Tensor] = loop.learner(images, truth)
     loss = weighted_sum(terms, config.loss_weights)
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not torch.isfinite(loss):
         raise FloatingPointError(f"{config.name}: the loss is {values}; lower learning_rate")
-    optimizer.zero_grad(set_to_none=True)
+    loop.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    fabric.clip_gradients(learner, optimizer, max_norm=config.max_norm, error_if_nonfinite=False)
-    optimizer.step()
+    fabric.clip_gradients(
+        loop.learner, loop.optimizer, max_norm=config.max_norm, error_if_nonfinite=False
+    )
+    loop.optimizer.step()
+    loop.scheduler.step()
+    loop.average.update_parameters(loop.network)
     for name, value in values.items():
-        progress.totals[name] = progress.totals.get(name, 0.0) + value
+        totals[name] = totals.get(name, 0.0) + value
 
 
-def _end_epoch(
-    fabric: "Fabric", job: Job, network: nn.Module, learning_rate: float, progress: _Progress
-) -> None:
+def _end_epoch(loop: _Loop) -> None:
     """Check the averaged weights where it is time, and write the curve on."""
+    fabric, job, progress = loop.fabric, loop.job, loop.progress
     config = job.config
-    losses = {
-        name: float(fabric.all_reduce(torch.tensor(total / progress.step), reduce_op="mean"))  # type: ignore[arg-type]
+    means = {
+        name: fabric.all_reduce(torch.tensor(total / progress.step), reduce_op="mean")
         for name, total in sorted(progress.totals.items())
     }
     is_last = progress.epoch == config.epochs
     metrics: dict[str, float] = {}
     if config.check_every and (progress.epoch % config.check_every == 0 or is_last):
-        metrics = _check(fabric, job, network)
+        metrics = _check(loop)
     if metrics:
-        score = _score(metrics, config)
-        is_better = progress.best is None or score > progress.best[0]
-        # of equals the later: it has learnt longer
-        if progress.best is None or score >= progress.best[0]:
-            kept = {key: each.detach().cpu().clone() for key, each in network.state_dict().items()}
-            progress.best = (score, progress.epoch, kept)
-        progress.waited = 0 if is_better else progress.waited + 1
-        progress.is_stopped = progress.waited == config.patience
+        _compare(progress, _score(metrics, config), loop.average.module, config.patience)
     report = EpochReport(
-        progress.epoch, config.epochs, losses, learning_rate, metrics, progress.seconds
+        epoch=progress.epoch,
+        num_epochs=config.epochs,
+        losses={name: float(mean) for name, mean in means.items()},  # type: ignore[arg-type]
+        learning_rate=float(loop.scheduler.get_last_lr()[0]),
+        metrics=metrics,
+        seconds=progress.seconds,
     )
     progress.history.append(asdict(report))
     progress.epoch += 1
@@ -357,15 +400,26 @@ def _end_epoch(
             job.on_epoch(report)
 
 
-def _check(fabric: "Fabric", job: Job, network: nn.Module) -> dict[str, float]:
+def _compare(progress: _Progress, score: float, network: nn.Module, patience: int | None) -> None:
+    """Keep the weights if they are the best so far; of equals the later, which learnt longer."""
+    is_better = progress.best is None or score > progress.best[0]
+    if progress.best is None or score >= progress.best[0]:
+        kept = {key: each.detach().cpu().clone() for key, each in network.state_dict().items()}
+        progress.best = (score, progress.epoch, kept)
+    progress.waited = 0 if is_better else progress.waited + 1
+    progress.is_stopped = progress.waited == patience
+
+
+def _check(loop: _Loop) -> dict[str, float]:
     """The numbers of the images kept apart, by the path that scoring takes."""
+    job = loop.job
     metrics: dict[str, float] = {}
-    if fabric.is_global_zero:
+    if loop.fabric.is_global_zero:
         trial = job.weights.with_suffix(".check.safetensors")
-        save_checkpoint(trial, network, job.metadata)
+        save_checkpoint(trial, loop.average.module, job.metadata)
         metrics = check_held_out(trial, job.dataset.source, job.dataset.held_out)
         trial.unlink()
-    found: dict[str, float] = fabric.broadcast(metrics)
+    found: dict[str, float] = loop.fabric.broadcast(metrics)
     return found
 
 
@@ -376,19 +430,22 @@ def _score(metrics: Mapping[str, float], config: TrainConfig) -> float:
     return metrics[name]
 
 
-def _save(fabric: "Fabric", job: Job, objects: Mapping[str, Any], progress: _Progress) -> None:
+def _save(loop: _Loop) -> None:
     """Whole or not at all; a kill leaves what was there before."""
+    job = loop.job
     partly = job.state.with_name(job.state.name + ".partial")
-    known = {each.name: getattr(progress, each.name) for each in fields(progress)}
-    fabric.save(partly, {**objects, "digest": job.digest(), "progress": known})
-    if fabric.is_global_zero:
+    known = {each.name: getattr(loop.progress, each.name) for each in fields(loop.progress)}
+    loop.fabric.save(partly, {**loop.objects(), "digest": job.digest(), "progress": known})
+    if loop.fabric.is_global_zero:
         with partly.open("rb") as file:
             os.fsync(file.fileno())
         partly.replace(job.state)
-    fabric.barrier()
+    loop.fabric.barrier()
+    loop.saved = time.monotonic()
 
 
-def _resume(fabric: "Fabric", job: Job, objects: Mapping[str, Any]) -> _Progress:
+def _resume(loop: _Loop) -> _Progress:
+    job = loop.job
     digest = torch.load(job.state, map_location="cpu", weights_only=True)["digest"]
     if digest != job.digest():
         raise ValueError(
@@ -396,15 +453,13 @@ def _resume(fabric: "Fabric", job: Job, objects: Mapping[str, Any]) -> _Progress
             "images. Train with what it was begun with to go on, name another --out, or begin "
             "anew with --fresh"
         )
-    state = dict(objects)
-    rest = fabric.load(job.state, state, weights_only=True)
+    rest = loop.fabric.load(job.state, loop.objects(), weights_only=True)
     return _Progress(**rest["progress"])
 
 
-def _finish(
-    fabric: "Fabric", job: Job, network: nn.Module, progress: _Progress, resumed_from: int
-) -> Fit:
+def _finish(loop: _Loop, resumed_from: int) -> Fit:
     """Write the weights that are kept."""
+    fabric, job, progress, network = loop.fabric, loop.job, loop.progress, loop.average.module
     best_epoch = None
     if job.config.keep == "best" and progress.best is not None:
         _, best_epoch, kept = progress.best

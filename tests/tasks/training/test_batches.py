@@ -40,6 +40,7 @@ def test_a_batch_of_one_is_left_out_unless_there_is_no_other():
     plan = indices(plan_epoch(SIZES, make_config(batch_size=4), 1))
     assert sorted(len(batch) for batch in plan) == [2, 4, 4, 4]
     assert indices(plan_epoch([(8, 8)], make_config(), 1)) == [[0]]
+    assert plan_epoch([(8, 8)], make_config(devices=2), 1) == []
 
 
 def test_devices_share_out_each_batch():
