@@ -62,7 +62,7 @@ def test_a_command_and_its_options_exist(page, line):
 def test_yaml_is_a_valid_configuration_or_a_part_of_one(page, text):
     given: dict[str, Any] = yaml.safe_load(text)
     if set(given) <= set(RunConfig.model_fields):
-        RunConfig.model_validate(load_config("demo").model_dump(exclude_defaults=True) | given)
+        RunConfig.model_validate(load_config("demo").model_dump(exclude_unset=True) | given)
     elif set(given) <= set(TrainConfig.model_fields):
         whole = load_train_config("demo-detector").model_dump(exclude_defaults=True)
         TrainConfig.model_validate(whole | given)
