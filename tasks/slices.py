@@ -135,10 +135,8 @@ def compare_by_truth(
             f"{keys[0]} and {keys[1]} share no kind of truth" + f": {reasons}" * bool(reasons)
         )
     return tuple(
-        _compare(
-            store, collection, kind, sides[keys[0]], sides[keys[1]], slices, num_resamples, seed
-        )
-        for kind, sides in common.items()
+        _compare(store, collection, sides[keys[0]], sides[keys[1]], slices, num_resamples, seed)
+        for sides in common.values()
     )
 
 
@@ -152,13 +150,13 @@ def _key_of(store: Store, name: str) -> str:
 def _compare(
     store: Store,
     collection: str,
-    kind: Kind,
     a: Comparison,
     b: Comparison,
     slices: Sequence[str],
     num_resamples: int,
     seed: int,
 ) -> TruthComparison:
+    kind = a.evaluation.kind
     if a.names != b.names:
         raise ValueError(f"{kind}: both models must be compared on the same images of the truth")
     image_ids = [a.image_ids.get(name) or b.image_ids.get(name) for name in a.names]

@@ -285,7 +285,7 @@ def _mistakes(
         rows = np.flatnonzero(errors.kind == kind)
         order = np.argsort(-records.score[rows], kind="stable")[:_MOST_MISTAKES]
         chosen += rows[order].tolist()
-    wanted = {scored.image_ids[files[records.image[row]]] for row in chosen}
+    wanted = {scored.image_ids[files[image]] for image in records.image[chosen].tolist()}
     boxes = context.table("detections", ["rank", *_CORNERS], wanted).set_index(["image_id", "rank"])
     corners = {
         key: (float(left), float(top), float(right), float(bottom))
@@ -297,22 +297,22 @@ def _mistakes(
         return x, y, x + w, y + h
 
     def wrong(row: int) -> Mistake:
-        file, rank = files[records.image[row]], int(records.position[row])
+        file, rank = files[int(records.image[row])], int(records.position[row])
         image_id, target = scored.image_ids[file], int(errors.target[row])
-        own = target >= 0 and records.truth_class[target] == records.class_index[row]
+        class_index = int(records.class_index[row])
+        truth_class = int(records.truth_class[target]) if target >= 0 else -1
+        overlaps = records.same_iou if truth_class == class_index else records.other_iou
         return Mistake(
             path=scored.paths[file],
             image_id=image_id,
-            kind=KINDS[errors.kind[row]],
-            class_name=names[records.class_index[row]],
+            kind=KINDS[int(errors.kind[row])],
+            class_name=names[class_index],
             score=float(records.score[row]),
             rank=rank,
             box_xyxy=corners[image_id, rank],
-            truth_class=names[records.truth_class[target]] if target >= 0 else None,
+            truth_class=names[truth_class] if target >= 0 else None,
             truth_box_xyxy=truth_box(target) if target >= 0 else None,
-            iou=float((records.same_iou if own else records.other_iou)[row])
-            if target >= 0
-            else None,
+            iou=float(overlaps[row]) if target >= 0 else None,
         )
 
     missed = np.flatnonzero(errors.missed)
@@ -321,10 +321,10 @@ def _mistakes(
         *(wrong(row) for row in chosen),
         *(
             Mistake(
-                path=scored.paths[files[truth.image[row]]],
-                image_id=scored.image_ids.get(files[truth.image[row]]),
+                path=scored.paths[files[int(truth.image[row])]],
+                image_id=scored.image_ids.get(files[int(truth.image[row])]),
                 kind=KINDS[MISSED],
-                class_name=names[truth.class_index[row]],
+                class_name=names[int(truth.class_index[row])],
                 score=None,
                 rank=None,
                 box_xyxy=truth_box(row),

@@ -138,7 +138,7 @@ class _Painter:
         """Records of these images, by and by."""
         notes = self._annotations()
         for start in range(0, len(todo), _IMAGES_AT_ONCE):
-            part = todo[start : start + _IMAGES_AT_ONCE].tolist()
+            part: list[int] = todo[start : start + _IMAGES_AT_ONCE].tolist()
             first = {one for i in part if (one := self.pairs[i][0]) is not None}
             second = {one for i in part if (one := self.pairs[i][1]) is not None}
             planes = dict(self.things.masks("instances", first))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -32,6 +32,8 @@ from pixelmill.tasks.store.backend import Entry
 
 __all__ = ["EvaluationRecords", "digest", "image_keys"]
 
+# Any: its functions are made when it is imported, and some type checkers cannot see them.
+pc: Any = pyarrow.compute
 _DIGEST_BYTES = 16
 _KEY = pa.binary(_DIGEST_BYTES)
 # Beyond so many parts they become one: a part a night, and reading stays a few files.

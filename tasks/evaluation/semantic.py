@@ -190,7 +190,7 @@ class _Counter:
     def count(self, todo: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Records of these images, by and by."""
         for start in range(0, len(todo), _IMAGES_AT_ONCE):
-            part = todo[start : start + _IMAGES_AT_ONCE].tolist()
+            part: list[int] = todo[start : start + _IMAGES_AT_ONCE].tolist()
             places: dict[str | None, list[int]] = {}
             for i in part:
                 places.setdefault(self.image_ids[i], []).append(i)

@@ -333,7 +333,7 @@ def score_matches(
         statistics=_statistics(records, class_names),
         notes=tuple(notes),
         policies={"overlap": f"of {unit}", **POLICIES},
-        errors=break_down(records, kinds, len(class_names)),
+        errors=break_down(records, kinds, found.order, len(class_names)),
         kinds=kinds,
         sweeps=sweeps,
     )
@@ -351,7 +351,9 @@ def _statistics(records: MatchRecords, class_names: Sequence[str]) -> MatchStati
         score=records.score,
         right=records.bits(records.right),
         ignored=records.bits(records.ignored),
-        num_truth=np.bincount(cells, minlength=num_cells).reshape(-1, len(class_names)),
+        num_truth=np.bincount(cells, minlength=num_cells)
+        .astype(np.int32)
+        .reshape(-1, len(class_names)),
     )
 
 
@@ -426,13 +428,13 @@ def _count_at(
     wrong = kept & ~right
     # no score is not at least the threshold: what nothing was matched to is lost
     lost = ((records.truth_ignored & 1) == 0) & ~(records.found_score >= threshold)
-    hit, extra = records.class_index[right], np.flatnonzero(wrong)
-    np.add.at(counts, (hit, hit), 1)
+    diagonal = np.diag_indices(num_classes)
+    counts[diagonal] = np.bincount(records.class_index[right], minlength=num_classes)
     confused_rows, confused_truth = _confused(records, wrong, lost)
     confused = records.truth_class[confused_truth], records.class_index[confused_rows]
     np.add.at(counts, confused, 1)
-    alone = np.setdiff1d(extra, confused_rows)
-    unfound = np.setdiff1d(np.flatnonzero(lost), confused_truth)
+    alone, unfound = wrong.copy(), lost.copy()
+    alone[confused_rows] = unfound[confused_truth] = False
     counts[num_classes, :-1] = np.bincount(records.class_index[alone], minlength=num_classes)
     counts[:-1, num_classes] = np.bincount(records.truth_class[unfound], minlength=num_classes)
     labels = (*class_names, BACKGROUND)

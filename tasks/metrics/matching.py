@@ -243,7 +243,7 @@ def _match_block(
         area = np.array([mask_codec.area(mask) for mask in masks], np.float64)
         pairs = _mask_pairs(image, masks, starts, truth.masks[t], crowd)
     same = class_index[pairs.row] == truth_class[pairs.truth]
-    outside = _outside(area) @ _AREA_BITS
+    outside: NDArray[np.int64] = _outside(area).astype(np.int64) @ _AREA_BITS
     truth_outside = _outside(truth.area[t]) | crowd[:, None]
     right, ignored, iou, match = _match_rows(
         pairs.where(same & (pairs.iou >= _REACH[0])),
@@ -299,7 +299,7 @@ def _run_index(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
     begins = np.zeros(length, dtype=np.bool_)
     for column in columns:
         begins[1:] |= column[1:] != column[:-1]
-    return np.cumsum(begins)
+    return np.cumsum(begins, dtype=np.int64)
 
 
 def _run_rank(*columns: NDArray[np.int64]) -> NDArray[np.int64]:

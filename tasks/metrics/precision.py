@@ -4,6 +4,7 @@ Source: Lin et al., Microsoft COCO, ECCV 2014; pycocotools 2.0, `COCOeval.accumu
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,19 +69,55 @@ def accumulate(records: MatchRecords, num_classes: int) -> Accumulated:
     rank = records.group_rank()
     for k in np.flatnonzero(wanted.any(axis=0)).tolist():
         rows = order[ends[k] : ends[k + 1]]
-        # few rows are right or ignored at any threshold of an area: the others are only counted
-        right, ignored, place = records.right[rows], records.ignored[rows], rank[rows]
         for a in np.flatnonzero(wanted[:, k]).tolist():
             num_truth = int(wanted[a, k])
+            matches = _AreaMatches.sort_out(records.right[rows], records.ignored[rows], a)
             for t in range(num_ious):
-                bit = num_ious * a + t
-                hits = np.flatnonzero((right >> bit) & 1)
-                skipped = np.flatnonzero((ignored >> bit) & 1)
-                counted = hits + 1 - np.searchsorted(skipped, hits)
-                precision[t, :, k, a] = interpolate_precision(counted, num_truth)
+                hits = matches.hits(t)
+                precision[t, :, k, a] = interpolate_precision(matches.counted(hits, t), num_truth)
+                best = rank[rows[hits]]
                 for m, most in enumerate(MAX_DETS):
-                    recall[t, k, a, m] = np.count_nonzero(place[hits] < most) / num_truth
+                    recall[t, k, a, m] = np.count_nonzero(best < most) / num_truth
     return Accumulated(precision, recall, order, ends)
+
+
+@dataclass(frozen=True, slots=True)
+class _AreaMatches:
+    """One class's detections at one range of area, best first, told apart by how rare they are.
+
+    Most are alike at all IoU thresholds: wrong, or of another size. Only the others are looked at
+    threshold by threshold.
+
+    Attributes:
+        hit_rows, hit_bits: right at some threshold, and at which.
+        odd_rows, odd_bits: ignored at some thresholds only, and at which.
+        all_ignored: (N,) running count of those ignored at all thresholds.
+    """
+
+    hit_rows: NDArray[np.int64]
+    hit_bits: NDArray[np.int64]
+    odd_rows: NDArray[np.int64]
+    odd_bits: NDArray[np.int64]
+    all_ignored: NDArray[np.int64]
+
+    @classmethod
+    def sort_out(cls, right: NDArray[np.int64], ignored: NDArray[np.int64], area: int) -> Self:
+        every = 2 ** len(IOU_THRESHOLDS) - 1
+        shift = len(IOU_THRESHOLDS) * area
+        right, ignored = (right >> shift) & every, (ignored >> shift) & every
+        hit_rows = np.flatnonzero(right)
+        odd_rows = np.flatnonzero((ignored != 0) & (ignored != every))
+        all_ignored = np.cumsum(ignored == every, dtype=np.int64)
+        return cls(hit_rows, right[hit_rows], odd_rows, ignored[odd_rows], all_ignored)
+
+    def hits(self, threshold: int) -> NDArray[np.int64]:
+        """Rows that are right."""
+        return self.hit_rows[(self.hit_bits >> threshold) & 1 == 1]
+
+    def counted(self, rows: NDArray[np.int64], threshold: int) -> NDArray[np.int64]:
+        """How many up to each row are not ignored, the row itself included."""
+        odd = self.odd_rows[(self.odd_bits >> threshold) & 1 == 1]
+        return rows + 1 - self.all_ignored[rows] - np.searchsorted(odd, rows)
 
 
 def interpolate_precision(counted: NDArray[np.int64], num_truth: int) -> NDArray[np.float64]:

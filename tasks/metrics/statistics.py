@@ -7,7 +7,7 @@ images, an image that is drawn twice counting as two.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,7 +238,7 @@ class MatchStatistics:
         right: (N, T) matched to an instance, at each IoU threshold (0.50 first, 0.75 in the
             middle, of COCO's ten).
         ignored: (N, T) neither right nor wrong.
-        num_truth: (I, K) instances to be found.
+        num_truth: (I, K) instances to be found, any integers.
     """
 
     class_names: tuple[str, ...]
@@ -247,7 +247,7 @@ class MatchStatistics:
     score: NDArray[np.float64]
     right: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
-    num_truth: NDArray[np.int64]
+    num_truth: NDArray[np.integer[Any]]
     _classes: tuple["_ClassMatches", ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -335,7 +335,7 @@ class _ClassMatches:
     marks: NDArray[np.int64]
     right: NDArray[np.int32]
     ignored: NDArray[np.int32]
-    num_truth: NDArray[np.int64]
+    num_truth: NDArray[np.integer[Any]]
 
     @classmethod
     def sort_out(
@@ -343,7 +343,7 @@ class _ClassMatches:
         image: NDArray[np.int64],
         right: NDArray[np.bool_],
         ignored: NDArray[np.bool_],
-        num_truth: NDArray[np.int64],
+        num_truth: NDArray[np.integer[Any]],
     ) -> "_ClassMatches":
         is_mark: NDArray[np.bool_] = np.any(right | ignored, axis=1)
         marks = np.flatnonzero(is_mark)
@@ -365,7 +365,7 @@ class _ClassMatches:
     def accumulate(self, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(B, T) 101-point average precision and greatest recall, NaN where there is no truth."""
         num_ious = len(self.right)
-        num_truth = weights @ self.num_truth
+        num_truth = (weights @ self.num_truth).astype(np.int64)
         undefined = np.where(num_truth > 0, 0.0, np.nan)[:, None].repeat(num_ious, axis=1)
         if not len(self.marks):
             return undefined, undefined.copy()

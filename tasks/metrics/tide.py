@@ -84,8 +84,17 @@ def find_errors(records: MatchRecords) -> Errors:
     return Errors(kind, target, missed)
 
 
-def break_down(records: MatchRecords, errors: Errors, num_classes: int) -> ErrorBreakdown | None:
-    """What each kind costs; None where the truth has no instance."""
+def break_down(
+    records: MatchRecords, errors: Errors, order: NDArray[np.int64], num_classes: int
+) -> ErrorBreakdown | None:
+    """What each kind costs; None where the truth has no instance.
+
+    Args:
+        records: of all images.
+        errors: theirs.
+        order: rows by class and falling score, as `Accumulated` has them.
+        num_classes: K.
+    """
     num_truth = records.counted_truth(num_classes)
     if not num_truth.any():
         return None
@@ -96,21 +105,22 @@ def break_down(records: MatchRecords, errors: Errors, num_classes: int) -> Error
     def ap(
         kept: NDArray[np.bool_],
         right: NDArray[np.bool_] = right,
-        classes: NDArray[np.int64] = classes,
         num_truth: NDArray[np.int64] = num_truth,
     ) -> float:
-        return _mean_ap(records.score[kept], classes[kept], right[kept], num_truth, asked)
+        rows = order[kept[order]]
+        return _mean_ap(rows, classes[rows], right, num_truth, asked)
 
     asked = num_truth > 0
     base = ap(counts)
     gains = np.zeros(len(KINDS))
     for k in (BOTH, DUPLICATE, BACKGROUND):
         gains[k] = ap(counts & (kind != k)) - base
-    for k in (CLASS, LOCALISATION):
-        mended = _mended(records, errors, k)
-        moved = classes.copy()
-        moved[mended] = records.truth_class[errors.target[mended]]
-        gains[k] = ap(counts & ((kind != k) | mended), right | mended, moved) - base
+    beside = _mended(records, errors, LOCALISATION)
+    gains[LOCALISATION] = ap(counts & ((kind != LOCALISATION) | beside), right | beside) - base
+    renamed = _mended(records, errors, CLASS)
+    left = order[(counts & (kind != CLASS))[order]]
+    moved = _merged(records, left, np.flatnonzero(renamed), errors.target)
+    gains[CLASS] = _mean_ap(*moved, right | renamed, num_truth, asked) - base
     lost = np.bincount(records.truth_class[errors.missed], minlength=num_classes)
     gains[MISSED] = ap(counts, num_truth=num_truth - lost) - base
     numbers = np.bincount(kind[kind >= 0], minlength=len(KINDS))
@@ -141,22 +151,51 @@ def _mended(records: MatchRecords, errors: Errors, kind: int) -> NDArray[np.bool
     return mended
 
 
+def _merged(
+    records: MatchRecords,
+    rows: NDArray[np.int64],
+    moved: NDArray[np.int64],
+    target: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows by class and falling score, and their classes, after some moved to their target's.
+
+    Args:
+        records: of all images.
+        rows: those that stay, in that order.
+        moved: those that move.
+        target: (N,) instance of each.
+    """
+    classes = records.class_index[rows]
+    new_class = records.truth_class[target[moved]]
+    best_first = np.lexsort((-records.score[moved], new_class))
+    moved, new_class = moved[best_first], new_class[best_first]
+    place = np.zeros(len(moved), np.int64)
+    for k in np.unique(new_class).tolist():
+        own = new_class == k
+        start, end = np.searchsorted(classes, [k, k + 1])
+        falling = -records.score[rows[start:end]]
+        place[own] = start + np.searchsorted(falling, -records.score[moved[own]], "right")
+    return np.insert(rows, place, moved), np.insert(classes, place, new_class)
+
+
 def _mean_ap(
-    scores: NDArray[np.float64],
+    rows: NDArray[np.int64],
     classes: NDArray[np.int64],
     right: NDArray[np.bool_],
     num_truth: NDArray[np.int64],
     asked: NDArray[np.bool_],
 ) -> float:
-    """AP at IoU 0.50, mean over the classes `asked` for.
+    """AP at IoU 0.50 of detections by class and falling score, mean over the classes `asked` for.
+
+    `classes` are those of `rows`, `right` is of all detections.
 
     A class of which nothing is left to be found has AP 1 without wrong detections, else 0.
     """
-    order = np.lexsort((-scores, classes))
-    ends = np.searchsorted(classes[order], np.arange(len(num_truth) + 1))
+    right = right[rows]
+    ends = np.searchsorted(classes, np.arange(len(num_truth) + 1))
     values = []
     for k in np.flatnonzero(asked).tolist():
-        hits = np.flatnonzero(right[order[ends[k] : ends[k + 1]]])
+        hits = np.flatnonzero(right[ends[k] : ends[k + 1]])
         if num_truth[k]:
             values.append(float(interpolate_precision(hits + 1, int(num_truth[k])).mean()))
         else:

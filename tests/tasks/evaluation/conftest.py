@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ class Nights:
     """
 
     store: Store
-    base: object
+    base: Path
     rng: np.random.Generator
     truth: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)

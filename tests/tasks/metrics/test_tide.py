@@ -26,6 +26,11 @@ def match(truth, found, num_images=1):
     return match_images(instances, detections, num_images)
 
 
+def broken_down(records, num_classes):
+    order = accumulate(records, num_classes).order
+    return break_down(records, find_errors(records), order, num_classes)
+
+
 def kinds_of(records, errors):
     """By position, which is the order in which the detections were given."""
     order = np.argsort(records.position)
@@ -69,7 +74,7 @@ def test_gains_are_those_of_mending_by_hand():
     truth = [(0, 0, A), (0, 0, B), (0, 1, C)]
     found = [(0, 0, C, 0.9), (0, 0, A, 0.8), (0, 0, [34, 0, 10, 10], 0.7)]
     records = match(truth, found)
-    broken = break_down(records, find_errors(records), 2)
+    broken = broken_down(records, 2)
     assert broken is not None
     gains = {share.kind: share.delta_ap for share in broken.shares}
     half, whole = 51 / 101, 1.0  # recall 1/2 and 1
@@ -88,7 +93,7 @@ def test_gains_are_those_of_mending_by_hand():
 
 def test_missed_instances_are_no_longer_asked_for():
     records = match([(0, 0, A), (0, 0, B)], [(0, 0, A, 0.9)])
-    broken = break_down(records, find_errors(records), 1)
+    broken = broken_down(records, 1)
     assert broken is not None
     (missed,) = (share for share in broken.shares if share.kind == "missed")
     assert missed.count == 1
@@ -101,7 +106,7 @@ def test_of_several_that_could_be_mended_the_best_is():
     records = match(
         [(0, 0, A)], [(0, 0, near, 0.9), (0, 0, nearer, 0.8), (0, 0, [80, 80, 5, 5], 0.7)]
     )
-    broken = break_down(records, find_errors(records), 1)
+    broken = broken_down(records, 1)
     assert broken is not None
     gains = {share.kind: share.delta_ap for share in broken.shares}
     # the other one goes; what follows the last hit costs nothing
@@ -123,7 +128,7 @@ def test_its_base_is_ap50_and_every_error_has_one_kind(seed):
     found = [(*row, score) for row, score in zip(rows(80), rng.random(80), strict=True)]
     records = match(truth, found, 4)
     errors = find_errors(records)
-    broken = break_down(records, errors, 3)
+    broken = broken_down(records, 3)
     assert broken is not None
     assert broken.ap == pytest.approx(accumulate(records, 3).mean_precision(iou=0))
     wrong = ((records.right | records.ignored) & 1) == 0
@@ -135,4 +140,4 @@ def test_its_base_is_ap50_and_every_error_has_one_kind(seed):
 
 def test_truth_without_instances_has_no_breakdown():
     records = match([], [(0, 0, A, 0.5)])
-    assert break_down(records, find_errors(records), 1) is None
+    assert broken_down(records, 1) is None
