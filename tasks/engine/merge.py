@@ -290,11 +290,11 @@ def _ramp(length: int, cut_before: bool, cut_after: bool) -> Tensor:
 
 def _best_labels(probs: Sequence[Tensor], spec: ModelSpec) -> tuple[Label, ...]:
     config = cast("ClassificationPostprocess", spec.postprocess)
-    mean = torch.stack(list(probs)).mean(dim=0)
+    mean = probs[0] if len(probs) == 1 else torch.stack(list(probs)).mean(dim=0)
     best = preselect(
         mean,
         torch.arange(len(mean)),
         torch.full((len(mean),), config.score_threshold),
         config.top_k,
     )
-    return tuple(Label(int(index), float(mean[index])) for index in best)
+    return tuple(map(Label, best.tolist(), mean[best].tolist()))

@@ -5,14 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelmill.configs.schema import PreprocessConfig, SemanticModel
+from pixelmill.configs.schema import IngestConfig, PreprocessConfig, RunConfig, SemanticModel
 from pixelmill.models.build import resolve_model
 from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.engines.quantized import QuantizedFile
 from pixelmill.models.spec import Arguments
 from pixelmill.models.zoo import ARCHITECTURES
 from pixelmill.tasks import quantize
+from pixelmill.tasks.engine.score import score_shard
+from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
+from pixelmill.tasks.plan import plan_run, save_plan
 from pixelmill.tasks.quantize import quantize_model
+from pixelmill.tasks.store import Store
 
 pytest.importorskip("openvino")
 
@@ -134,9 +138,26 @@ def test_an_image_that_cannot_be_decoded_is_named(config, tmp_path, images):
         quantize_model(config, tmp_path, images, tmp_path / "int8.safetensors")
 
 
-def test_nncf_gives_a_model_that_answers_much_as_float32_does(config, images, tmp_path):
+def test_nncf_gives_a_model_that_answers_much_as_float32_does_and_scores(config, images, tmp_path):
     pytest.importorskip("nncf")
     report = quantize_model(config, tmp_path, images, tmp_path / "int8.safetensors", max_loss=0.3)
     assert report.int8["labels_equal"] > 0.7
+    changes = {"engine": "openvino", "precision": "int8", "quantized": "int8.safetensors"}
+    spec = resolve_model(config.model_copy(update=changes), tmp_path, device="cpu")
+    store = Store(tmp_path / "out", create=True)
+    listing = ingest(str(images), IngestConfig(), store.table("catalog", columns=KNOWN_COLUMNS))
+    plan = plan_run(
+        store,
+        listing,
+        [spec],
+        RunConfig(name="int8", models=(config,)),
+        collection="noise",
+        source=str(images),
+        date="2026-01-31",
+    )
+    outcome = score_shard(store.root, save_plan(store, plan).run_id, 0, device="cpu")
+    assert dict(outcome.num_scored) == {spec.key: 6}
+    assert outcome.stats[f"engine/{spec.key}"] == "openvino int8"
+    assert "labels_equal" in str(outcome.stats[f"gate/{spec.key}"])
     graph = QuantizedFile(tmp_path / "int8.safetensors").graph(CANVASES[1])
     assert "FakeQuantize" in {operation.get_type_name() for operation in graph.get_ops()}
