@@ -2,7 +2,7 @@ from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.defaults import merge_preprocess, usual_canvases
 
 KNOWN = PreprocessConfig(
-    resize="center_crop", crop_from=256, canvases=((224, 224),), mean=(0.5,) * 3,
+    resize="center_crop", crop_from=256, canvases=((224, 224),), mean=(0.5, 0.5, 0.5),
     interpolation="bicubic",
 )  # fmt: skip
 
@@ -11,7 +11,7 @@ def test_what_is_asked_for_goes_before_what_is_known_field_by_field() -> None:
     asked = PreprocessConfig(canvases=((64, 64),), resize="stretch")
     merged = merge_preprocess(KNOWN, asked)
     assert merged == PreprocessConfig(
-        resize="stretch", canvases=((64, 64),), mean=(0.5,) * 3, interpolation="bicubic"
+        resize="stretch", canvases=((64, 64),), mean=(0.5, 0.5, 0.5), interpolation="bicubic"
     )
 
 

@@ -15,7 +15,7 @@ from pixelmill.models.exported import ExportedNetwork
 from pixelmill.models.interface import SemanticOutput
 from pixelmill.models.trust import load_program
 
-PREPROCESS = PreprocessConfig(resize="stretch", canvases=((8, 8),), mean=(0,) * 3, std=(1,) * 3)
+PREPROCESS = PreprocessConfig(resize="stretch", canvases=((8, 8),), mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def network() -> nn.Module:

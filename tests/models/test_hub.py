@@ -18,7 +18,7 @@ hub = pytest.importorskip("huggingface_hub")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PREPROCESS = PreprocessConfig(
-    resize="stretch", canvases=((32, 32),), mean=(0.5,) * 3, std=(0.5,) * 3
+    resize="stretch", canvases=((32, 32),), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
 
 

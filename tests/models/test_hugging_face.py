@@ -9,6 +9,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from pixelmill.configs.schema import (
+    BoxPostprocess,
     CaptionModel,
     CaptionPostprocess,
     ClassificationModel,
@@ -147,7 +148,7 @@ def test_a_detector_finds_what_its_own_pipeline_finds_padding_included(tmp_path)
     spec = resolve_model(config, tmp_path)
     assert spec.classes == ("cell", "rod", "ring")
     assert spec.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert spec.postprocess is not None
+    assert isinstance(spec.postprocess, BoxPostprocess)
     assert spec.postprocess.nms == "none"
     # through JSON, as a schedule keeps it, it is the same model: what was left out stays so
     again = DetectionModel.model_validate(config.model_dump(mode="json", exclude_unset=True))
@@ -294,7 +295,9 @@ def test_a_captioners_sentences_have_the_probability_that_its_steps_give(
         assert set(output.text.split()) <= set(WORDS)
     module = hugging_face.load_module(spec, captioner)
     pixels = (images[:1].permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-    assert together[0].logprob == pytest.approx(_logprob(module, pixels, beam_size), abs=1e-3)
+    first = together[0]
+    assert isinstance(first, CaptionOutput)
+    assert first.logprob == pytest.approx(_logprob(module, pixels, beam_size), abs=1e-3)
 
 
 def _logprob(module, pixels, beam_size) -> float:
@@ -391,7 +394,7 @@ def test_what_a_folder_lacks_is_said_with_its_remedy(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no image processor .* image_processor\.save_pretrained"):
         resolve_model(model, tmp_path)
     known = PreprocessConfig(
-        resize="stretch", canvases=((32, 32),), mean=(0.5,) * 3, std=(0.5,) * 3
+        resize="stretch", canvases=((32, 32),), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
     named = model.model_copy(update={"preprocess": known})
     assert resolve_model(named, tmp_path).preprocess == known

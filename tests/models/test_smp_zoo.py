@@ -15,7 +15,7 @@ smp = pytest.importorskip("segmentation_models_pytorch")
 
 SMALL = {"decoder_channels": (16, 8, 8, 4, 4), "encoder_name": "resnet18"}
 PREPROCESS = PreprocessConfig(
-    resize="stretch", canvases=((64, 64),), mean=(0.5,) * 3, std=(0.5,) * 3
+    resize="stretch", canvases=((64, 64),), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
 
 

@@ -13,7 +13,7 @@ from pixelmill.models.build import build_network, resolve_model
 from pixelmill.models.interface import SemanticOutput
 from pixelmill.models.user_code import load_registered, registered
 
-PREPROCESS = PreprocessConfig(resize="stretch", canvases=((8, 8),), mean=(0,) * 3, std=(1,) * 3)
+PREPROCESS = PreprocessConfig(resize="stretch", canvases=((8, 8),), mean=(0, 0, 0), std=(1, 1, 1))
 SOURCE = """
 from torch import nn
 
