@@ -285,7 +285,8 @@ def _mistakes(
         rows = np.flatnonzero(errors.kind == kind)
         order = np.argsort(-records.score[rows], kind="stable")[:_MOST_MISTAKES]
         chosen += rows[order].tolist()
-    wanted = {scored.image_ids[files[image]] for image in records.image[chosen].tolist()}
+    images: list[int] = records.image[chosen].tolist()
+    wanted = {scored.image_ids[files[image]] for image in images}
     boxes = context.table("detections", ["rank", *_CORNERS], wanted).set_index(["image_id", "rank"])
     corners = {
         key: (float(left), float(top), float(right), float(bottom))
