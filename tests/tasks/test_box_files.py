@@ -160,7 +160,9 @@ def test_voc_files_of_bccd_say_what_its_coco_file_says():
     # the COCO file leaves out two boxes of a single pixel
     def boxes(truth):
         return {
-            name: sorted((label, *map(float, box)) for label, box, _ in entries if box[2:] != [1, 1])
+            name: sorted(
+                (label, *map(float, box)) for label, box, _ in entries if box[2:] != [1, 1]
+            )
             for name, entries in by_image(truth).items()
         }
 
