@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pixelmill.tasks.report.build import (
+    _STYLES,
     _environment,
     _layer_titles,
     _replace,
@@ -49,7 +50,11 @@ def write_page(
     """
     # exactly what stands between the tags, or the policy refuses it
     style = "\n".join(
-        ((_FOLDER / "report.css").read_text(), colour_css(), _tile_css(tiles, num_layers))
+        (
+            *((_FOLDER / name).read_text() for name in _STYLES),
+            colour_css(),
+            _tile_css(tiles, num_layers),
+        )
     )
     script = (_FOLDER / "report.js").read_text()
     environment = _environment(colours, orders or {})

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -49,6 +50,8 @@ def test_compare_names_the_change_and_leaves_files(two_versions, run, predicted)
     assert "class boat: gone" in page
     assert "boat lost" in page
     assert 'src="http' not in page
+    # every colour that the style uses is there: styles are in several files
+    assert set(re.findall(r"var\((--[a-z]+)\)", page)) <= set(re.findall(r"(--[a-z]+):", page))
     images = pd.read_parquet(folder / "images.parquet")
     assert len(images) == 30
     assert (
