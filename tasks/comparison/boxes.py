@@ -298,7 +298,7 @@ class BoxTally:
             if not count["a"] and not count["b"]:
                 continue
             values = {
-                key: float(count[key])
+                key.replace("_", " "): float(count[key])
                 for key in ("same", "moved", "flipped", "flipped_to", "lost", "gained")
             }
             values["matched"] = 2 * count["same"] / (count["a"] + count["b"])

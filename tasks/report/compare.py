@@ -24,7 +24,7 @@ _MOST_FINDINGS = 40
 _MOST_DIFFERENCES = 200
 _MOST_FLIPS = 100
 _MOST_TAGS = 3
-_COUNTS = frozenset({"same", "moved", "flipped", "flipped_to", "lost", "gained", "change"})
+_COUNTS = frozenset({"same", "moved", "flipped", "flipped to", "lost", "gained", "change"})
 
 
 @dataclass(frozen=True, slots=True)
