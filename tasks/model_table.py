@@ -28,7 +28,7 @@ from pixelmill.tasks.engine.device import processor_name
 __all__ = ["measure_speeds", "read_results", "render_table"]
 
 # Left out of the measurement, with the reason
-_SLOW = {"rcnn": "a network run for each of 2000 regions: minutes an image"}
+_SLOW = {"rcnn": "2000 runs of VGG16 for one image"}
 _POSTPROCESS: Mapping[TaskName, Any] = {
     # Of random weights most candidates have scores of noise, which are not to be suppressed
     "detection": BoxPostprocess(score_threshold=0.3),
@@ -45,10 +45,11 @@ not in it: `pixelmill models list --all` has their names, and
 [bring-your-own-model.md](bring-your-own-model.md) says how each is used.
 
 **Parameters, published**: of the paper or of the reference named below the table. **Reached**: on
-the held-out part of a development set, trained from scratch; [benchmarks](benchmarks/README.md) has
-the commands. **Images/s**: per second of one core's time, whole predictions with random weights,
-PyTorch in float32, one image at a time, on the canvas named; two-stage networks with their
-proposals, captions of 30 words with a beam of 3; no decoding of files.
+the held-out part of a development set, trained from scratch, by a network of so many million
+parameters; [training.md](benchmarks/training.md) describes the runs. **Images/s**: per second of
+one core's time, whole predictions with random weights, PyTorch in float32, one image at a time, on
+the canvas named; two-stage networks with their proposals, captions of 30 words with a beam of 3; no
+decoding of files.
 """
 
 
@@ -124,11 +125,11 @@ def _notes() -> str:
             by_source.setdefault(entry.source, []).append(entry.name)
     lines = [f"- {'; '.join(names)}: {source}." for source, names in by_source.items()]
     lines += [f"- Not measured: `{name}` ({reason})." for name, reason in _SLOW.items()]
-    derived = (
-        "Networks without a published number are not a paper's own: baselines, or smaller than "
-        "the paper's; the heads of their files say in what they differ."
+    others = (
+        "Networks without a published number are baselines, smaller than the paper's, or of papers "
+        "that give none; the heads of their files say in what they differ."
     )
-    return "\n## Where published numbers are from\n\n" + "\n".join(lines) + f"\n\n{derived}\n"
+    return "\n## Where published numbers are from\n\n" + "\n".join(lines) + f"\n\n{others}\n"
 
 
 def _reached(entry: Entry, results: Sequence[Mapping[str, Any]]) -> str:
@@ -136,8 +137,13 @@ def _reached(entry: Entry, results: Sequence[Mapping[str, Any]]) -> str:
     first = next(each for each in CATALOGUE if each.architecture == entry.architecture)
     if first is not entry:
         return ""
-    mine = [each for each in results if each["architecture"] == entry.architecture]
-    return "; ".join(f"{each['dataset']} {each['metric']} {each['value']:.3f}" for each in mine)
+    runs: dict[str, list[str]] = {}
+    for each in results:
+        if each["architecture"] == entry.architecture:
+            size = f" ({each['parameters'] / 1e6:.1f} M)" if "parameters" in each else ""
+            found = runs.setdefault(f"{each['dataset']}{size}", [])
+            found.append(f"{each['metric']} {each['value']:.3f}")
+    return "; ".join(f"{dataset}: {', '.join(found)}" for dataset, found in runs.items())
 
 
 def _measure(entry: Entry, seconds: float) -> float:

@@ -31,11 +31,18 @@ def test_the_committed_page_has_the_codes_networks_and_parameters() -> None:
 def test_what_was_reached_stands_beside_the_architectures_first_network() -> None:
     results = [
         {"architecture": "ssd", "dataset": "BCCD", "metric": "AP50", "value": 0.8512},
-        {"architecture": "ssd", "dataset": "PennFudan", "metric": "AP50", "value": 0.5},
+        {"architecture": "ssd", "dataset": "BCCD", "metric": "AP", "value": 0.5},
+        {
+            "architecture": "ssd",
+            "dataset": "PennFudan",
+            "metric": "AP50",
+            "value": 0.5,
+            "parameters": 1_940_000,
+        },
     ]
     speeds = {"machine": "a machine", "images_per_s": {"SSD512": 12.3456}}
     rows = cells(render_table(results, speeds))
-    assert rows["SSD300"][5] == "BCCD AP50 0.851; PennFudan AP50 0.500"
+    assert rows["SSD300"][5] == "BCCD: AP50 0.851, AP 0.500; PennFudan (1.9 M): AP50 0.500"
     assert rows["SSD512"][5] == ""
     assert rows["SSD512"][6] == "12.3 at 512x512"
     assert "Images/s on a machine." in render_table(results, speeds)

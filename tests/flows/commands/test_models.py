@@ -100,7 +100,7 @@ def test_the_table_is_written(capsys, tmp_path):
     files = ("--trained", str(tmp_path / "t.json"), "--speeds", str(tmp_path / "s.json"))
     code, _, _ = run(capsys, "table", "--out", str(out), *files)
     assert code == 0
-    assert "CamVid mIoU 0.500" in out.read_text()
+    assert "CamVid: mIoU 0.500" in out.read_text()
 
 
 @pytest.mark.parametrize("command", ["list", "show", "fetch", "check", "quantize", "table"])
