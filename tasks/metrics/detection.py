@@ -2,7 +2,7 @@
 
 Every library of the field scores some bad input silently wrong (pycocotools gives AP 1.0 for NaN
 scores), so the input is validated here. Matching and accumulation are `matching` and `precision`,
-which give what pycocotools gives and are some twenty times faster; masks are its RLE.
+which give what pycocotools gives and are some thirty times faster; masks are its RLE.
 
 Source: Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014,
 https://cocodataset.org/#detection-eval.
