@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from pixelmill.flows.commands.options import Collection, StoreRoot, UsageError
 from pixelmill.flows.commands.running import ExitCode
-from pixelmill.tasks.handoff.formats import ExportFormat
+from pixelmill.tasks.handoff.tools import ExportFormat
 
 __all__ = ["export"]
 

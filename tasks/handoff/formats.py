@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any
 from urllib.parse import quote
 from xml.sax.saxutils import XMLGenerator
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.display import printable
 from pixelmill.tasks.handoff.scenes import Scene, Thing
+from pixelmill.tasks.handoff.tools import ExportFormat
 from pixelmill.tasks.metrics.detection import decode_mask, mask_codec
 from pixelmill.tasks.names import place_inside
 from pixelmill.tasks.report.pictures import trace_loops
 from pixelmill.tasks.truth import load_coco_instances, match_images
 
-__all__ = ["FORMATS", "ExportFormat", "Exported", "export_scenes"]
+__all__ = ["FORMATS", "Exported", "export_scenes"]
 
-ExportFormat = Literal["coco-results", "coco", "yolo", "voc", "cvat", "label-studio", "fiftyone"]
 _LOCAL_FILES = "/data/local-files/?d="
 
 
