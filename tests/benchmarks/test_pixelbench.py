@@ -1,12 +1,15 @@
 """The benchmarks' own arithmetic; the benchmarks themselves are run by `make bench`."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from pixelbench.__main__ import write_pages
 from pixelbench.agreement import compare
+from pixelbench.contenders import CONTENDERS
 from pixelbench.costs import RunCost, draw_memory
 from pixelbench.machine import cpu_seconds, describe_machine
 from pixelbench.rounds import Measured, Round, Table, count_clean, summarise
@@ -132,6 +135,35 @@ def test_a_table_has_ratios_for_rivals_and_shares_of_the_bound():
     assert "| 0.24 | 4.00x |" in page or "| 0.25 | 4.00x |" in page
     assert "Skipped: ray_2, is not installed." in page
     assert "decode 10.00" in page
+
+
+def test_a_rival_is_beside_pixelmill_in_all_its_settings():
+    def measured(rate: float) -> Measured:
+        return Measured("x", 1, rate, (rate, rate), 0.1, 0.0, 5)
+
+    rows = {"pixelmill_1": 98.0, "best_1": 147.0, "int8_1": 196.0, "naive_1": 24.5}
+    settings = {"": "torch fp32", "fastest": "openvino fp32", "int8": "openvino int8"}
+    page = throughput_page(
+        [Table("t", 16, settings, {name: measured(rate) for name, rate in rows.items()}, {})]
+    )
+    assert "| 4.00x / 6.00x / 8.00x |" in page
+    assert "Pixelmill: torch fp32; fastest settings: openvino fp32; int8 settings:" in page
+
+
+def test_rivals_play_a_part_of_many_images_and_all_of_few():
+    paths = [Path(f"{index}.jpg") for index in range(64)]
+    assert [len(part) for part in CONTENDERS["naive_1"].parts(paths)] == [8]
+    assert [len(part) for part in CONTENDERS["stages_2"].parts(paths)] == [32, 32]
+    assert [len(part) for part in CONTENDERS["naive_1"].parts(paths[:4])] == [4]
+
+
+def test_what_is_measured_anew_leaves_the_rest_of_a_page(tmp_path, capsys):
+    for part, page in (("identity", "one"), ("ssdlite", "two"), ("ssdlite", "three")):
+        write_pages(tmp_path, "throughput", "cpu", {part: ({"rate": float("nan")}, page)}, 1.0)
+    lines = (tmp_path / "throughput.md").read_text().splitlines()
+    assert [line for line in lines if line in ("one", "two", "three")] == ["three", "one"]
+    assert "--workloads ssdlite` in 1 s" in (tmp_path / "throughput.md").read_text()
+    assert "three" in capsys.readouterr().out
 
 
 def test_growth_of_memory_leaves_the_start_out():

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,42 +38,44 @@ FLEET_RUNS = {
     "1e9 images, shards of 60 s": (60.0, 1_000_000),
 }
 
-Section = Callable[[argparse.Namespace, Path], tuple[dict[str, Any], str]]
+# What was measured, and the part of the page about it, by name; the latter alone is the section's
+Parts = dict[str, tuple[dict[str, Any], str]]
+Section = Callable[[argparse.Namespace, Path], Iterator[Parts]]
 
 
-def _throughput(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], str]:
-    tables = {}
+def _throughput(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
     for name in asked.workloads or (ON_CPU if asked.device == "cpu" else ON_GPU):
         count = asked.images or (GPU_IMAGES.get(name) if asked.device != "cpu" else None)
-        workload = make_workload(name, scratch, count)
-        tables[name] = play(
+        with_int8 = any(CONTENDERS[each].variant == "int8" for each in asked.contenders)
+        workload = make_workload(
+            name, scratch, count, with_int8=with_int8 and asked.device == "cpu"
+        )
+        table = play(
             workload, asked.contenders, scratch, device=asked.device, num_rounds=asked.rounds
         )
-        print(throughput_page([tables[name]]), flush=True)
-    return {name: asdict(table) for name, table in tables.items()}, throughput_page(
-        [*tables.values()]
-    )
+        yield {name: (asdict(table), throughput_page([table]))}
 
 
-def _passes(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], str]:
+def _passes(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
     passes = measure_passes(scratch, num_rounds=asked.rounds, device=asked.device)
-    return {each.title: asdict(each) for each in passes}, passes_page(passes)
+    yield {"": ({each.title: asdict(each) for each in passes}, passes_page(passes))}
 
 
-def _startup(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], str]:
+def _startup(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
     startup = measure_startup(scratch, num_rounds=asked.rounds)
-    return asdict(startup), startup_page(startup)
+    yield {"": (asdict(startup), startup_page(startup))}
 
 
-def _costs(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], str]:
+def _costs(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
     costs = {size: measure_run(size, scratch) for size in asked.sizes}
     for size, cost in costs.items():
         if size == 10_000:
             asked.out.joinpath("memory.svg").write_text(draw_memory(cost))
-    return {str(size): asdict(cost) for size, cost in costs.items()}, costs_page([*costs.values()])
+    record = {str(size): asdict(cost) for size, cost in costs.items()}
+    yield {"": (record, costs_page([*costs.values()]))}
 
 
-def _scaling(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], str]:
+def _scaling(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
     costs = measure_shard_costs(scratch)
     speedup = measure_speedup(scratch, num_rounds=asked.rounds)
     fleets = {
@@ -88,7 +90,7 @@ def _scaling(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], 
             for title, outcomes in fleets.items()
         },
     }
-    return record, scaling_page(costs, speedup) + "\n\n" + fleet_table(fleets)
+    yield {"": (record, scaling_page(costs, speedup) + "\n\n" + fleet_table(fleets))}
 
 
 SECTIONS: dict[str, Section] = {
@@ -119,24 +121,42 @@ def main() -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         for name in asked.sections:
             started = time.perf_counter()
-            record, page = SECTIONS[name](asked, scratch)
-            write_pages(asked.out, name, asked.device, record, page, time.perf_counter() - started)
+            for parts in SECTIONS[name](asked, scratch):
+                write_pages(asked.out, name, asked.device, parts, time.perf_counter() - started)
+                started = time.perf_counter()
 
 
-def write_pages(
-    out: Path, name: str, device: str, record: dict[str, Any], page: str, seconds: float
-) -> None:
-    """One JSON and one markdown file for a section."""
-    machine = describe_machine()
+def write_pages(out: Path, name: str, device: str, parts: Parts, seconds: float) -> None:
+    """One JSON and one markdown file for a section; its other parts stay as they were measured."""
     stem = name if device == "cpu" else f"{name}-gpu"
+    path = out / f"{stem}.json"
+    kept: dict[str, Any] = json.loads(path.read_text()).get("parts", {}) if path.exists() else {}
     command = f"python -m pixelbench {name}" + ("" if device == "cpu" else f" --device {device}")
-    whole = {"command": command, "seconds": round(seconds), "machine": machine, name: record}
-    text = json.dumps(_finite(whole), indent=1) + "\n"
-    (out / f"{stem}.json").write_text(text)
-    facts = "; ".join(f"{key} {value}" for key, value in machine.items() if value)
-    title = f"# {name.capitalize()}\n\nCommand: `{command}` ({seconds:.0f} s). {facts}.\n\n"
-    (out / f"{stem}.md").write_text(f"{title}{page}\n")
-    print(f"{title}{page}\n", flush=True)
+    for part, (record, page) in parts.items():
+        kept[part] = {
+            "command": f"{command} --workloads {part}" if part else command,
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "seconds": round(seconds),
+            "machine": describe_machine(),
+            "measured": record,
+            "page": page,
+        }
+    ordered = {part: kept[part] for part in sorted(kept, key=_place)}
+    path.write_text(json.dumps(_finite({"parts": ordered}), indent=1) + "\n")
+    sections = [f"# {name.capitalize()}", *map(_section, ordered.values())]
+    (out / f"{stem}.md").write_text("\n\n".join(sections) + "\n")
+    print("\n\n".join(_section(kept[part]) for part in parts), flush=True)
+
+
+def _place(part: str) -> int:
+    names = list(WORKLOADS)
+    return names.index(part) if part in names else -1
+
+
+def _section(part: dict[str, Any]) -> str:
+    facts = "; ".join(f"{key} {value}" for key, value in part["machine"].items() if value)
+    measured = f"Measured {part['date']} by `{part['command']}` in {part['seconds']} s. {facts}."
+    return f"{part['page']}\n\n{measured}"
 
 
 def _finite(value: Any) -> Any:

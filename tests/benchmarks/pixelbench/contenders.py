@@ -11,11 +11,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -39,6 +41,8 @@ __all__ = ["CONTENDERS", "Contender", "Kind", "Setting"]
 
 MAX_PIXELS = 200_000_000
 LOADER_WORKERS = 2
+# With fewer than these everybody plays all
+_FEW_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,10 @@ class _Pixelmill(_Base):
             shutil.rmtree(root)
         self._roots = [self.setting.scratch / f"store-{next(self._rounds)}"]
         store = Store(self._roots[0], create=True)
-        run_id, num_shards = plan_workload(store, self.setting.workload, self.setting.num_cores)
+        setting = self.setting
+        run_id, num_shards = plan_workload(
+            store, setting.workload, setting.num_cores, setting.paths
+        )
         started = time.perf_counter()
         self._run(store.root, run_id, num_shards)
         return {"wall_s": time.perf_counter() - started}
@@ -238,8 +245,10 @@ def score_part(
     )
 
 
-def plan_workload(store: Store, workload: Workload, num_workers: int) -> tuple[str, int]:
-    """Plan all images of a workload.
+def plan_workload(
+    store: Store, workload: Workload, num_workers: int, paths: Sequence[Path] | None = None
+) -> tuple[str, int]:
+    """Plan the images of a workload, or some of them.
 
     Returns:
         (run id, number of shards).
@@ -248,6 +257,10 @@ def plan_workload(store: Store, workload: Workload, num_workers: int) -> tuple[s
     listing = ingest(
         str(workload.folder), config.ingest, store.table("catalog", columns=KNOWN_COLUMNS)
     )
+    if paths is not None:
+        names = pa.array([path.name for path in paths])
+        played = pc.is_in(listing.images["path"], value_set=names)
+        listing = replace(listing, images=listing.images.filter(played))
     plan = plan_run(
         store,
         listing,
@@ -528,7 +541,10 @@ class Kind:
         needs: package that it is skipped without.
         only: loops of the workloads that it is for; empty: all.
         on_gpu: whether it makes sense there.
-        is_best: with the workload's fastest settings, whose results may differ a little.
+        variant: "best": with the workload's fastest settings, "int8": with those in int8; their
+            results may differ a little.
+        share: one in so many of the images is played: a loop's rate does not depend on how many
+            they are, and its time is better spent on rounds.
     """
 
     title: str
@@ -538,19 +554,29 @@ class Kind:
     needs: str | None = None
     only: tuple[str, ...] = ()
     on_gpu: bool = True
-    is_best: bool = False
+    variant: Literal["", "best", "int8"] = ""
+    share: int = 1
+
+    def parts(self, paths: Sequence[Path]) -> list[tuple[Path, ...]]:
+        """The images that each of its processes plays."""
+        share = self.share if len(paths) >= _FEW_IMAGES else 1
+        played = paths[::share]
+        return [tuple(played[part :: self.num_processes]) for part in range(self.num_processes)]
 
 
 _BOXES = ("own_detector", "torchvision_detector")
 
 CONTENDERS: dict[str, Kind] = {
-    "forward_1": Kind("limit: pure forward", _Forward),
-    "decode_1": Kind("limit: raw decode", _Decode),
-    "stages_1": Kind("bound: decode + transform + forward + post", _Stages),
-    "pixelmill_1": Kind("Pixelmill, one worker", _Pixelmill),
-    "best_1": Kind("Pixelmill, one worker, fastest settings", _Pixelmill, is_best=True),
-    "naive_1": Kind("naive loop, batch 1", _Naive),
-    "sahi_1": Kind("SAHI get_prediction", _Sahi, needs="sahi", only=_BOXES),
+    "forward_1": Kind("limit: pure forward", _Forward, share=4),
+    "decode_1": Kind("limit: raw decode", _Decode, share=4),
+    "stages_1": Kind("bound: decode + transform + forward + post", _Stages, share=2),
+    "pixelmill_1": Kind("Pixelmill, one worker", _Pixelmill, share=2),
+    "best_1": Kind("Pixelmill, one worker, fastest settings", _Pixelmill, variant="best", share=2),
+    "int8_1": Kind(
+        "Pixelmill, one worker, int8", _Pixelmill, variant="int8", on_gpu=False, share=2
+    ),
+    "naive_1": Kind("naive loop, batch 1", _Naive, share=8),
+    "sahi_1": Kind("SAHI get_prediction", _Sahi, needs="sahi", only=_BOXES, share=8),
     "stages_2": Kind(
         "bound: decode + transform + forward + post",
         _Stages,
@@ -564,11 +590,20 @@ CONTENDERS: dict[str, Kind] = {
         _PixelmillCluster,
         num_cores=2,
         on_gpu=False,
-        is_best=True,
+        variant="best",
     ),
-    "naive_2": Kind("naive loop, batch 1, 2 threads", _Naive, num_cores=2),
-    "loader_2": Kind("DataLoader loop, 2 loaders, 2 threads", _DataLoader, num_cores=2),
-    "ray_2": Kind("Ray Data map_batches, 2 actors", _Ray, num_cores=2, needs="ray", on_gpu=False),
+    "int8_2": Kind(
+        "Pixelmill, two workers, int8",
+        _PixelmillCluster,
+        num_cores=2,
+        on_gpu=False,
+        variant="int8",
+    ),
+    "naive_2": Kind("naive loop, batch 1, 2 threads", _Naive, num_cores=2, share=4),
+    "loader_2": Kind("DataLoader loop, 2 loaders, 2 threads", _DataLoader, num_cores=2, share=4),
+    "ray_2": Kind(
+        "Ray Data map_batches, 2 actors", _Ray, num_cores=2, needs="ray", on_gpu=False, share=4
+    ),
 }
 
 

@@ -72,7 +72,8 @@ class Measured:
 class Table:
     """One workload's contenders, by name; `skipped` says why the others are not there.
 
-    `settings` says Pixelmill's engine, precision and decoding: the common ones, and the fastest.
+    `settings` says Pixelmill's engine, precision and decoding: the common ones, the fastest, and
+    those of int8 if there are any.
     """
 
     title: str
@@ -233,6 +234,7 @@ def play(
             for player in players:
                 player.play()
             found |= {player.name: results for player in players if (results := player.results())}
+            _check_names(found, workload)
             _check(found)
             rounds |= _play_rounds(players, num_rounds)
     agreements = _agreements(found)
@@ -241,13 +243,18 @@ def play(
         num_images=len(workload.paths),
         settings={
             "": _settings(workload),
-            "fastest": _settings(workload.with_config(workload.best)),
+            "fastest": _settings(workload.variant("best")),
+            **(
+                {}
+                if isinstance(workload.int8, str)
+                else {"int8": _settings(workload.variant("int8"))}
+            ),
         },
         rows={
             name: summarise(
                 name,
                 sorted(rounds[name], key=lambda each: each.foreign)[:num_rounds],
-                len(workload.paths),
+                sum(map(len, CONTENDERS[name].parts(workload.paths))),
                 agreements.get(name),
             )
             for name in playing
@@ -264,6 +271,8 @@ def _settings(workload: Workload) -> str:
 
 def _why_not(name: str, workload: Workload, device: str) -> str | None:
     kind = CONTENDERS[name]
+    if kind.variant == "int8" and isinstance(workload.int8, str):
+        return workload.int8
     if kind.only and workload.loop not in kind.only:
         return "is not for such a model"
     if kind.needs and find_spec(kind.needs) is None:
@@ -278,9 +287,21 @@ def _agreements(found: Mapping[str, dict[str, Result]]) -> dict[str, Agreement]:
     reference = found.get(REFERENCE)
     if reference is None:
         return {}
-    return {
-        name: compare(reference, results) for name, results in found.items() if name != REFERENCE
-    }
+    agreements = {}
+    for name, results in found.items():
+        both = reference.keys() & results.keys()
+        if name != REFERENCE and both:
+            first, second = ({key: each[key] for key in both} for each in (reference, results))
+            agreements[name] = compare(first, second)
+    return agreements
+
+
+def _check_names(found: Mapping[str, dict[str, Result]], workload: Workload) -> None:
+    """Stop where somebody has left images out."""
+    for name, results in found.items():
+        played = {path.name for part in CONTENDERS[name].parts(workload.paths) for path in part}
+        if not played <= results.keys():
+            raise ValueError(f"{name} scored {len(results)} of {len(played)} images")
 
 
 def _check(found: Mapping[str, dict[str, Result]]) -> None:
@@ -288,7 +309,7 @@ def _check(found: Mapping[str, dict[str, Result]]) -> None:
     wrong = {
         name: each
         for name, each in _agreements(found).items()
-        if not each.is_equal and not CONTENDERS[name].is_best
+        if not each.is_equal and not CONTENDERS[name].variant
     }
     if wrong:
         raise ValueError(f"not the same results as {REFERENCE}: {wrong}")

@@ -22,11 +22,10 @@ def main(kind_name: str, workload_path: str, part: str, device: str, scratch: st
     os.dup2(2, 1)
     kind = CONTENDERS[kind_name]
     workload = Workload.load(Path(workload_path))
-    if kind.is_best:
-        workload = workload.with_config(workload.best)
+    workload = workload.variant(kind.variant)
     setting = Setting(
         workload=workload,
-        paths=workload.paths[int(part) :: kind.num_processes],
+        paths=kind.parts(workload.paths)[int(part)],
         num_cores=kind.num_cores // kind.num_processes,
         device=device,
         scratch=Path(scratch),

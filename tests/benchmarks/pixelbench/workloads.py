@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import onnx
 import torch
@@ -34,6 +34,7 @@ from pixelmill.configs.schema import (
 )
 from pixelmill.models.build import resolve_model
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.quantize import quantize_model
 from pixelmill.tasks.scenes import write_scenes
 
 __all__ = ["WORKLOADS", "Workload", "find_photos", "make_workload", "number_files"]
@@ -46,6 +47,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IDENTITY_CLASSES = 3
 # The same for everybody, instead of one that Pixelmill chooses
 BATCH_SIZE = 8
+# Images whose values give int8's ranges, and as many others that judge it
+_CALIBRATION = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Workload:
         config: of Pixelmill's run.
         paths: images, in order.
         best: configuration with the fastest settings whose answers the parity gate passes.
+        int8: the same in int8, or why there is none.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Workload:
     config: RunConfig
     paths: tuple[Path, ...]
     best: RunConfig
+    int8: RunConfig | str
 
     @property
     def folder(self) -> Path:
@@ -76,6 +81,18 @@ class Workload:
     def specs(self) -> tuple[ModelSpec, ...]:
         """The models, complete."""
         return tuple(resolve_model(model, Path.cwd()) for model in self.config.models)
+
+    def variant(self, name: Literal["", "best", "int8"]) -> "Workload":
+        """With the common settings, the fastest, or the fastest in int8.
+
+        Raises:
+            ValueError: there is no int8.
+        """
+        if name == "int8":
+            if isinstance(self.int8, str):
+                raise ValueError(self.int8)
+            return self.with_config(self.int8)
+        return self.with_config(self.best) if name == "best" else self
 
     def with_config(self, config: RunConfig) -> "Workload":
         """The same images for other models."""
@@ -101,13 +118,17 @@ class _Recipe:
     num_images: int
 
 
-def make_workload(name: str, scratch: Path, num_images: int | None = None) -> Workload:
+def make_workload(
+    name: str, scratch: Path, num_images: int | None = None, *, with_int8: bool = False
+) -> Workload:
     """Images, weights and configuration of one workload.
 
     Args:
         name: of `WORKLOADS`.
         scratch: folder for rendered images and random weights; reused.
-        num_images: instead of the recipe's, which gives rounds of two or three seconds.
+        num_images: instead of the recipe's, with which a round of Pixelmill takes two to
+            four seconds.
+        with_int8: quantize the model too, which takes half a minute.
     """
     recipe = WORKLOADS[name]
     folder = scratch / f"images-{name}"
@@ -120,7 +141,9 @@ def make_workload(name: str, scratch: Path, num_images: int | None = None) -> Wo
         models=(recipe.model(scratch),),
         shard=ShardConfig(max_images=65_535, max_pixels=10**12),
     )
-    return Workload(name, recipe.title, recipe.loop, config, paths, _fastest(config))
+    best = _fastest(config)
+    int8 = _quantized(best, paths, scratch) if with_int8 else "was not asked for"
+    return Workload(name, recipe.title, recipe.loop, config, paths, best, int8)
 
 
 def _fastest(config: RunConfig) -> RunConfig:
@@ -141,6 +164,25 @@ def _fastest(config: RunConfig) -> RunConfig:
     passing = (each for each in choices if not resolve_model(each, Path.cwd()).engine_note)
     chosen = next(passing, model.model_copy(update=scaled))
     return config.model_copy(update={"models": (chosen,)})
+
+
+def _quantized(best: RunConfig, paths: tuple[Path, ...], scratch: Path) -> RunConfig | str:
+    """The fastest settings in int8, calibrated and judged on the images, or why that is not so."""
+    (model,) = best.models
+    if model.engine != "openvino":
+        return "has no engine that knows int8"
+    if not model.weights.startswith("embedded:"):
+        return "has random weights, of which int8 leaves nothing"
+    file = scratch / f"{model.name}.int8.safetensors"
+    if not file.exists():
+        try:
+            quantize_model(
+                model, Path.cwd(), paths[0].parent, file, num_images=min(_CALIBRATION, len(paths))
+            )
+        except (ImportError, RuntimeError, ValueError) as err:
+            return str(err).partition(", and nothing was written")[0]
+    changes = {"precision": "int8", "quantized": str(file)}
+    return best.model_copy(update={"models": (model.model_copy(update=changes),)})
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -411,11 +453,11 @@ def _settle_segmenter(model: Any, sample: torch.Tensor) -> None:
 WORKLOADS = {
     "ssdlite": _Recipe(
         "light detector (torchvision SSDlite320-MobileNetV3, images of 320x320)",
-        "torchvision_detector", _ssdlite, _squares, 40,
+        "torchvision_detector", _ssdlite, _squares, 192,
     ),
     "instances": _Recipe(
         "light instance segmenter (RetinaMask 1.5 M, 240x320)",
-        "own_detector", _demo("demo-detector"), _scenes, 32,
+        "own_detector", _demo("demo-detector"), _scenes, 192,
     ),
     "heavy": _Recipe(
         "heavy detector (torchvision RetinaNet-R50-FPN, images of 480x640)",
@@ -423,15 +465,15 @@ WORKLOADS = {
     ),
     "segmenter": _Recipe(
         "semantic segmenter (U-Net 1.9 M, 144x192)",
-        "own_segmenter", _demo("demo-segmenter"), _scenes, 48,
+        "own_segmenter", _demo("demo-segmenter"), _scenes, 256,
     ),
     "captioner": _Recipe(
         "captioner (Show, Attend and Tell 1.4 M, beam 3)",
-        "own_captioner", _demo("demo-captioner"), _scenes, 48,
+        "own_captioner", _demo("demo-captioner"), _scenes, 256,
     ),
     "identity": _Recipe(
         "identity (costs nothing, 224x224)",
-        "identity", _identity, _photos, 320,
+        "identity", _identity, _photos, 1920,
     ),
     "maskrcnn": _Recipe(
         "instance segmenter (torchvision Mask R-CNN-R50-FPN, 480x640)",
