@@ -22,6 +22,8 @@ from prefect.states import Cancelled, Completed, Failed
 from pixelmill.configs.schema import ComputeConfig
 from pixelmill.flows.job import Job, ScoreParams, prepare_job, read_known, start_run
 from pixelmill.flows.limits import FailureBudget, Pace
+from pixelmill.flows.logs import score_logged
+from pixelmill.flows.metrics import open_metrics
 from pixelmill.flows.neighbours import NIGHTLY, Neighbours
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.progress import collected_logs, show_progress
@@ -34,6 +36,7 @@ from pixelmill.tasks.evaluate import evaluate_task
 from pixelmill.tasks.evaluation.save import save_evaluation
 from pixelmill.tasks.ingest import Listing, ingest_task
 from pixelmill.tasks.metrics.results import Evaluation
+from pixelmill.tasks.partition import listing_since
 from pixelmill.tasks.plan import Plan
 from pixelmill.tasks.report import build_report, report_files, summarise_run, summary_markdown
 from pixelmill.tasks.stage import stage
@@ -202,6 +205,7 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
         progress = stack.enter_context(show_progress(job.collection, num_images, "scoring"))
         stack.enter_context(stop.listening())
         publisher = stack.enter_context(contextlib.closing(_Publisher(store, compute)))
+        metrics = stack.enter_context(open_metrics(job.collection, compute.cost_per_hour))
         pool = stack.enter_context(open_pool(compute.cluster, len(todo)))
 
         def should_stop() -> bool:
@@ -223,6 +227,9 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
             publisher.count()
             pace.add(shard.num_images, float(outcome.stats.get("wall_s", 0)))
             progress.done += shard.num_images
+            if metrics is not None:
+                metrics.on_done(shard, outcome)
+            logger.info("shard %s is done", shard.id, extra=_shard_facts(shard, outcome))
 
         def on_tick(submission: Submission) -> None:
             drain_logs()
@@ -239,10 +246,13 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
             elif submission.num_held and not submission.num_in_flight:
                 detail += ", waiting for shards of another run"
             progress.tick(detail)
+            if metrics is not None:
+                metrics.on_tick(submission, progress.images_per_s)
 
-        call = functools.partial(
+        score_it = functools.partial(
             score_reference, store.root, neighbours.session, is_isolated=pool.is_isolated
         )
+        call = functools.partial(score_logged, score_it)
         submission = run_shards(
             pool,
             call,
@@ -277,6 +287,18 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
         ended=ended,
         reason=reason.get(ended),
     )
+
+
+def _shard_facts(shard: ShardRef, outcome: ShardOutcome) -> dict[str, object]:
+    """What a line of the log has beside its message."""
+    return {
+        "run": shard.run_id,
+        "shard": shard.id,
+        "images": shard.num_images,
+        "failed": outcome.num_failed,
+        "seconds": outcome.stats.get("wall_s"),
+        "device": outcome.stats.get("device"),
+    }
 
 
 def _uncommitted(store: Store, shards: Sequence[ShardRef]) -> list[ShardRef]:
@@ -317,8 +339,11 @@ def score(params: ScoreParams) -> State[RunReport]:
     job = prepare_task(params)
     store = Store(params.store, create=True)
     listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
+    if params.since is not None:
+        listing = listing_since(listing, params.since, job.config.backfill.pattern)
+    is_part = params.since is not None
     with Neighbours(store) as neighbours:
-        plan, scoring, end = score_listing(neighbours, job, listing)
+        plan, scoring, end = score_listing(neighbours, job, listing, is_part=is_part)
     evaluation = report = None
     if scoring.ended == "done":
         evaluation = evaluate_job(store, job)

@@ -34,10 +34,12 @@ def run_flow(flow: Callable[..., Any], params: object) -> "tuple[State[Any], Any
     Returns:
         Its final state, and what it returned; None if it failed.
     """
+    from pixelmill.flows.logs import json_log
     from pixelmill.flows.server import start_server
 
     start_server()
-    state = flow(params, return_state=True)
+    with json_log():
+        state = flow(params, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         told = explain_refusal(result) or f"{type(result).__name__}: {result}"
