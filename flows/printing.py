@@ -232,10 +232,10 @@ def print_health(console: Console, health: Health) -> None:
     for finding in health.findings:
         _say(console, f"{finding.level}  {finding.text}", styles[finding.level])
     for model in health.models:
+        _say(console, f"{model.model_key}, night by night", "bold")
         rows = [
             (
                 night.date,
-                night.model_key,
                 f"{night.num_images:,}",
                 f"{night.num_failed:,}",
                 *(
@@ -245,8 +245,7 @@ def print_health(console: Console, health: Health) -> None:
             )
             for night in (*model.baseline, model.night)
         ]
-        head = ("night", "model", "images", "failed", *model.means)
-        console.print(make_table(head, rows, num_text=2))
+        console.print(make_table(("night", "images", "failed", *model.means), rows))
     verdict = health.level if health.level in ("alarm", "warning") else "as the nights before"
     _say(console, f"{health.collection} {health.date}: {verdict}")
 
