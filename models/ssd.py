@@ -204,7 +204,8 @@ class SSD(nn.Module):
 
         def flat(heads: nn.ModuleList, outputs: int) -> Tensor:
             cells = [head(x).permute(0, 2, 3, 1) for head, x in zip(heads, maps, strict=True)]
-            return torch.cat([each.reshape(len(each), -1, outputs) for each in cells], dim=1)
+            # Not reshaped by their number: a graph would then be for that number of images only
+            return torch.cat([each.flatten(1).unflatten(1, (-1, outputs)) for each in cells], dim=1)
 
         sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
         return SSDOutput(
