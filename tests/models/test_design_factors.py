@@ -6,11 +6,15 @@ line of the table in docs/architectures.md is held to it.
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from pixelmill.configs.schema import BoxPostprocess
+from pixelmill.configs.schema import BoxPostprocess, DetectionModel, TrainConfig
 from pixelmill.models.localiser import LocaliserOutput
 from pixelmill.models.ops.boxes import encode_boxes
 from pixelmill.models.retinamask import RetinaOutput
@@ -274,3 +278,29 @@ def test_a_localisers_box_may_belong_to_a_class():
     with torch.no_grad():
         outputs: LocaliserOutput = build("localiser", box_per_class=True)(noise())
     assert outputs.box_deltas.shape == (1, 5, 4)
+
+
+# --- the table of them ----------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+ROWS = re.findall(r"^\| [^|]*\| `([a-z_]+: [^`]+)` \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("line", "who"), ROWS, ids=[line for line, _ in ROWS])
+def test_every_line_of_the_documented_table_is_one_that_its_architectures_take(line, who):
+    (key,) = given = yaml.safe_load(line)
+    if key in TrainConfig.model_fields:
+        TrainConfig.model_validate(
+            {"name": "a", "task": "detection", "architecture": "ssd", "images": "scenes:1:1"}
+            | {"preprocess": {"canvases": [[64, 64]]}}
+            | given
+        )
+    else:
+        DetectionModel.model_validate({"name": "a", "weights": "a.safetensors"} | given)
+    named = [name for name in re.findall(r"`([a-z0-9_]+)`", who) if name in ARCHITECTURES]
+    if key == "arguments":
+        assert named
+        for name in named:
+            number = "vocabulary_size" if name == "show_and_tell" else "num_classes"
+            with torch.device("meta"):
+                ARCHITECTURES[name].build(**{number: 5}, **given["arguments"])
