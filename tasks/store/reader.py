@@ -497,7 +497,7 @@ class Store:
         return str(rows[-1]["image_id"])
 
     def mask_array(self, mask_store: str, array: str) -> "zarr.Array[Any]":
-        """An array of masks, named as in `images`; `read_planes` of `tasks.store.masks` reads it."""
+        """An array of masks as `images` names it; `read_planes` of `tasks.store.masks` reads it."""
         found = _open_masks(self.backend.root, mask_store)[array]
         assert isinstance(found, zarr.Array)
         return found
