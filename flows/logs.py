@@ -74,20 +74,18 @@ def json_log(place: str | None = None) -> Iterator[None]:
         handler.close()
 
 
-def score_logged(
-    call: Callable[..., Any], shard: ShardRef, /, *, should_stop: Callable[[], bool]
-) -> Any:
+def score_logged(call: Callable[..., Any], shard: ShardRef, /, **hooks: Callable[[], Any]) -> Any:
     """Score a shard; what is logged meanwhile, in this thread, says of which run, shard and worker.
 
     Args:
-        call: scores it.
+        call: scores it, a `ShardCall`.
         shard: which.
-        should_stop: asked before each batch.
+        **hooks: of the call, such as `should_stop` and `on_scored`.
     """
     _label_records()
     token = _shard.set(shard)
     try:
-        return call(shard, should_stop=should_stop)
+        return call(shard, **hooks)
     finally:
         _shard.reset(token)
 
