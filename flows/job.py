@@ -355,4 +355,4 @@ def start_run(neighbours: Neighbours, job: Job, listing: Listing, *, is_part: bo
 def _is_beyond(store: Store, record: RunRecord, part: Listing) -> bool:
     """Whether a run has inputs that a part of its collection has not."""
     planned = store.plan_rows(record.run_id)["path"]
-    return not pc.all(pc.is_in(planned, value_set=part.images["path"])).as_py()
+    return not pc.all(pc.is_in(planned, value_set=part.images["path"])).as_py()  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -80,7 +80,7 @@ def nightly(params: NightlyParams) -> State[NightReport]:
             return Completed(name="Skipped", message=message, data=NightReport(None))
         try:
             state: State[Any] = score(_recent(params.score, config.nightly.days))
-            run: RunReport = state.data
+            run = cast("RunReport", state.data)
             health = _judge(store, config, run) if params.health else None
         except Exception as err:
             _tell(config, _crash_notice(params, err))

@@ -163,7 +163,7 @@ def _seconds(record: RunRecord, end: RunEnd | None) -> float | None:
     return span.total_seconds()
 
 
-def _flat(value: Any, name: str = "") -> Mapping[str, str]:
+def _flat(value: Any, name: str = "") -> dict[str, str]:
     """Nested settings as dotted names."""
     if isinstance(value, Mapping):
         items = [(str(key), each) for key, each in value.items()]

@@ -1,6 +1,6 @@
 """explain."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -57,7 +57,7 @@ def explain(
     return ExitCode.COMPLETE if is_same else ExitCode.FAILED
 
 
-def _document(lineage: "Lineage", again: "Rescore | None") -> dict[str, object]:
+def _document(lineage: "Lineage", again: "Rescore | None") -> dict[str, Any]:
     from dataclasses import asdict
 
     return lineage.to_dict() | {"again": None if again is None else asdict(again)}

@@ -231,8 +231,8 @@ def _boxes(
 ) -> _Found:
     columns = ["image_id", "class_name", "score", "x_min", "y_min", "x_max", "y_max"]
     table = store.table("detections", model=spec.key, columns=columns, filters=where)
-    position = pc.index_in(table["image_id"], value_set=images["image_id"].combine_chunks())
-    kept = pc.is_valid(position)
+    position = pc.index_in(table["image_id"], value_set=images["image_id"].combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
+    kept = pc.is_valid(position)  # pyright: ignore[reportAttributeAccessIssue]
     table, owner = table.filter(kept), position.filter(kept).to_numpy()
     number = images.num_rows
     per_image = np.bincount(owner, minlength=number)
@@ -283,7 +283,7 @@ def _captions(
         "captions", model=spec.key, columns=["image_id", "text", "n_tokens"],
         filters=[*where, ("rank", "=", 0)],
     )  # fmt: skip
-    table = table.filter(pc.is_in(table["image_id"], value_set=ids.combine_chunks()))
+    table = table.filter(pc.is_in(table["image_id"], value_set=ids.combine_chunks()))  # pyright: ignore[reportAttributeAccessIssue]
     texts = tokenize_captions(table["text"].to_pylist())
     number = len(ids)
     words = Counter(word for text in texts for word in set(text.split()))
@@ -312,7 +312,7 @@ def _labels(
         "labels", model=spec.key, columns=["image_id", "class_name", "score"],
         filters=[*where, ("rank", "=", 0)],
     )  # fmt: skip
-    table = table.filter(pc.is_in(table["image_id"], value_set=ids.combine_chunks()))
+    table = table.filter(pc.is_in(table["image_id"], value_set=ids.combine_chunks()))  # pyright: ignore[reportAttributeAccessIssue]
     number, scores = len(ids), table["score"].to_numpy().astype(np.float64)
     tally = dict.fromkeys(spec.classes, 0.0)
     tally |= {name: float(n) for name, n in Counter(table["class_name"].to_pylist()).items()}

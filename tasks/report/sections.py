@@ -239,7 +239,7 @@ def _prediction_plots(
         table = store.table(name, model=model_key, columns=["image_id", *columns])
         # before the rows become Python's: of a hundred thousand images there are millions
         return (
-            table.filter(pc.is_in(table["image_id"], value_set=known)).select(columns).to_pandas()
+            table.filter(pc.is_in(table["image_id"], value_set=known)).select(columns).to_pandas()  # pyright: ignore[reportAttributeAccessIssue]
         )
 
     known = pa.array(image_ids.dropna(), pa.string())
