@@ -8,6 +8,7 @@ line of the table in docs/architectures.md is held to it.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ SMALL = {
 TRUTH = BoxTarget(torch.tensor([[10.0, 12, 50, 49], [60, 30, 120, 90]]), torch.tensor([0, 2]))
 
 
-def build(name, **arguments):
+def build(name, **arguments) -> Any:
     torch.manual_seed(0)
     number = "vocabulary_size" if name == "show_and_tell" else "num_classes"
     return ARCHITECTURES[name].build(**{number: 5}, **(SMALL.get(name, {}) | arguments)).eval()
@@ -57,11 +58,12 @@ def noise(size=CANVAS):
 
 
 def loss(name, size=CANVAS, target=TRUTH, **arguments):
-    module = build(name, **arguments)
+    module, measure = build(name, **arguments), ARCHITECTURES[name].loss
+    assert measure is not None
     with torch.no_grad():
         outputs = module(noise(size))
         torch.manual_seed(1)
-        terms = ARCHITECTURES[name].loss(module, outputs, [target])
+        terms = measure(module, outputs, [target])
     return {term: float(value) for term, value in terms.items()}
 
 
@@ -153,11 +155,12 @@ def test_the_feature_maps_that_boxes_come_from_are_an_argument():
 )
 def test_an_easier_match_gives_an_object_more_anchors(name, size, strict, loose):
     def matched(arguments):
-        module = build(name, **arguments, match_best=False)
+        module, measure = build(name, **arguments, match_best=False), ARCHITECTURES[name].loss
+        assert measure is not None
         with torch.no_grad():
             outputs = module(noise(size))
         deltas = outputs.box_deltas.requires_grad_()
-        ARCHITECTURES[name].loss(module, outputs, [TRUTH])["box"].backward()
+        measure(module, outputs, [TRUTH])["box"].backward()
         return int(deltas.grad.any(dim=-1).sum())  # the anchors that learn a box
 
     assert 0 < matched(strict) < matched(loose)

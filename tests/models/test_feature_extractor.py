@@ -1,6 +1,9 @@
+from typing import cast
+
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from pixelmill.models.feature_extractor import EXTRACTORS, build_extractor
 
@@ -50,7 +53,8 @@ def test_inceptions_reductions_are_torchvisions_with_and_without_their_stride(in
     net = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=False).eval()
     block = (net.Mixed_6a, net.Mixed_7a)[index - 3]
     ours, dense = (
-        build_extractor("inception_v3", stride).eval().stages[index][0] for stride in (32, 8)
+        cast("nn.Sequential", build_extractor("inception_v3", stride).eval().stages[index])[0]
+        for stride in (32, 8)
     )
     for each in (ours, dense):
         each.load_state_dict(block.state_dict())

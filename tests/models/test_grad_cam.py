@@ -1,6 +1,8 @@
+from typing import cast
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelmill.models.classifier import build_classifier
 from pixelmill.models.grad_cam import grad_cam
@@ -59,7 +61,7 @@ def test_a_class_is_found_where_it_is():
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-        module.features[0].weight[0, 0, 1, 1] = 1.0
+        cast("Tensor", module.features[0].weight)[0, 0, 1, 1] = 1.0
         module.classify.weight[0, 0] = 1.0
     images = torch.zeros(1, 3, 16, 16)
     images[0, 0, 12:, 8:12] = 1.0

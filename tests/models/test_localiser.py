@@ -1,8 +1,11 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
 
 from pixelmill.configs.schema import BoxPostprocess, ClassificationPostprocess
+from pixelmill.models.interface import BoxOutput, ClassOutput
 from pixelmill.models.localiser import Localiser, LocaliserOutput, localiser_loss, localiser_outputs
 from pixelmill.models.losses import weighted_sum
 from pixelmill.models.ops.boxes import encode_boxes
@@ -59,6 +62,7 @@ def test_an_image_of_any_size_has_one_box_inside_it_and_one_label(size, per_clas
     with torch.no_grad():
         found = localiser_outputs(module, module(torch.randn(2, 3, *size)), spec, size)
     for each in found:
+        assert isinstance(each, BoxOutput)
         assert each.boxes_xyxy.shape == (1, 4)
         assert each.labels.shape == each.scores.shape == (1,)
         assert each.boxes_xyxy.min() >= 0
@@ -71,7 +75,7 @@ def test_truth_costs_nothing_and_is_read_back(boxes, make_spec):
     terms = localiser_loss(Localiser(3, **SMALL), outputs, TARGETS)
     assert {name: round(float(term), 5) for name, term in terms.items()} == {"class": 0, "box": 0}
     spec = make_spec("detection", postprocess=BoxPostprocess())
-    found = localiser_outputs(nn.Identity(), outputs, spec, CANVAS)
+    found = cast("list[BoxOutput]", localiser_outputs(nn.Identity(), outputs, spec, CANVAS))
     assert [each.labels.tolist() for each in found][::2] == [[2], [1]]
     torch.testing.assert_close(found[0].boxes_xyxy[0], TARGETS[0].boxes_xyxy[1])
     torch.testing.assert_close(found[2].boxes_xyxy[0], TARGETS[2].boxes_xyxy[0])
@@ -100,7 +104,9 @@ def test_a_batch_without_objects_has_a_loss():
 
 def test_the_same_network_classifies(make_spec):
     spec = make_spec("classification", postprocess=ClassificationPostprocess())
-    found = localiser_outputs(nn.Identity(), outputs_of_truth(1), spec, CANVAS)
+    found = cast(
+        "list[ClassOutput]", localiser_outputs(nn.Identity(), outputs_of_truth(1), spec, CANVAS)
+    )
     assert [each.probs.round().tolist() for each in found] == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
 
 

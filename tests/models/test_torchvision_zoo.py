@@ -182,6 +182,7 @@ def test_a_classifier_gives_probabilities(tmp_path) -> None:
 )
 def test_coco_labels_lose_placeholders_and_keep_their_numbers(builder: str) -> None:
     defaults = torchvision_zoo.find_defaults(f"torchvision/{builder}", {}, None, "DEFAULT")
+    assert defaults.classes is not None
     assert len(defaults.classes) == 80
     assert "N/A" not in defaults.classes
     indices = defaults.arguments["class_indices"]
@@ -195,13 +196,15 @@ def test_coco_labels_lose_placeholders_and_keep_their_numbers(builder: str) -> N
 def test_detectors_are_prepared_as_their_own_transform_would() -> None:
     name = "torchvision/ssdlite320_mobilenet_v3_large"
     preprocess = torchvision_zoo.find_defaults(name, {}, None, "DEFAULT").preprocess
+    assert preprocess is not None
     assert preprocess.resize == "stretch"
     assert preprocess.canvases == ((320, 320),)
     assert preprocess.std == (0.5, 0.5, 0.5)
     name = "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"
-    canvases = torchvision_zoo.find_defaults(name, {}, None, "DEFAULT").preprocess.canvases
-    assert (320, 448) in canvases
-    assert all(side % 32 == 0 and side <= 640 for canvas in canvases for side in canvas)
+    preprocess = torchvision_zoo.find_defaults(name, {}, None, "DEFAULT").preprocess
+    assert preprocess is not None
+    assert (320, 448) in preprocess.canvases
+    assert all(side % 32 == 0 and side <= 640 for canvas in preprocess.canvases for side in canvas)
 
 
 def test_every_listed_architecture_has_a_task_and_weights() -> None:
