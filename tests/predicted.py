@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixelmill.configs.schema import BoxPostprocess, PreprocessConfig
+from pixelmill.configs.schema import BoxPostprocess, PreprocessConfig, TaskName
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.predictions import Caption, Detections, ImagePrediction, Label, MaskCrop
 from pixelmill.tasks.store import (
@@ -29,7 +29,9 @@ HEIGHT, WIDTH = 96, 128
 COLLECTION = "harbour"
 
 
-def make_spec(name="finder", task="detection", classes=CLASSES, version=0, threshold=None):
+def make_spec(
+    name="finder", task: TaskName = "detection", classes=CLASSES, version=0, threshold=None
+):
     return ModelSpec(
         name=name,
         task=task,

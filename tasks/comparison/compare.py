@@ -224,7 +224,7 @@ class _Pair:
         found = []
         for store, key in self.sides:
             rows = read_rows(store, table, key, image_ids, ["rank", *columns])
-            rows = rows.filter(pc.equal(rows["rank"], 0))
+            rows = rows.filter(pc.equal(rows["rank"], 0))  # pyright: ignore[reportAttributeAccessIssue]
             found.append({row["image_id"]: row for row in rows.to_pylist()})
         return tuple(found)
 
@@ -349,11 +349,11 @@ def _box_change(
             worth = float(boxes.scores[chosen].sum())
             parts.append((worth, f"{len(chosen)} {classes[label]} {what}"))
     for k in np.flatnonzero(matched.kind != SAME):
-        before = classes[a.labels[matched.index_a[k]]]
+        before = classes[int(a.labels[matched.index_a[k]])]
         if matched.kind[k] == MOVED:
             parts.append((float(pair_score[k]), f"{before} moved"))
         else:
-            after = classes[b.labels[matched.index_b[k]]]
+            after = classes[int(b.labels[matched.index_b[k]])]
             parts.append((2 * float(pair_score[k]), f"{before} became {after}"))
     apart = float((2 * (1 - overlap) * pair_score)[matched.kind == SAME].sum())
     if apart > 0.1:

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import resource
 import time
+from typing import Any, cast
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def run_reference(module, size):
         from faster_coco_eval import COCOeval_faster as Evaluator
     before, start = peak_mb(), Clock()
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth = cast("Any", COCO())
         truth.dataset = document
         truth.createIndex()
         run = Evaluator(truth, truth.loadRes(results), "bbox")

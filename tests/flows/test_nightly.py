@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,28 @@ def detector(tiny_config):
     return config.model_copy(update={"compute": compute, "models": config.models[:1]})
 
 
+@dataclass(frozen=True)
+class Notices:
+    """Where a program records notices, and how they are read."""
+
+    path: Path
+
+    @property
+    def target(self) -> NotifyConfig:
+        return NotifyConfig(
+            command=(sys.executable, "-S", "-c", RECORD, str(self.path)),
+            on=("complete", "quarantine", "out_of_time", "unhealthy", "failed"),
+        )
+
+    def __call__(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
 @pytest.fixture
 def notices(tmp_path):
-    """Where a program records notices, and how they are read."""
-    path = tmp_path / "notices.jsonl"
-
-    def read() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    read.target = NotifyConfig(
-        command=(sys.executable, "-S", "-c", RECORD, str(path)),
-        on=("complete", "quarantine", "out_of_time", "unhealthy", "failed"),
-    )
-    return read
+    return Notices(tmp_path / "notices.jsonl")
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ def folder(tmp_path):
 def land(folder, *names: str, age_s: float = 1000.0) -> None:
     for name in names:
         (folder / name).write_bytes(b"x")
-        os.utime(folder / name, (time.time() - age_s,) * 2)
+        then = time.time() - age_s
+        os.utime(folder / name, (then, then))
 
 
 def watching(folder, run, ticks, *, settle_s=0.0, every_s=1.0):
@@ -67,8 +68,8 @@ def test_each_landing_is_run_once(folder):
 def test_files_that_are_still_copied_wait(folder):
     land(folder, "half.jpg", age_s=1)
     runs: list[int] = []
-    old = (time.time() - 100,) * 2
-    steps = [lambda: None, lambda: os.utime(folder / "half.jpg", old)]
+    old = time.time() - 100
+    steps = [lambda: None, lambda: os.utime(folder / "half.jpg", (old, old))]
     watching(folder, lambda num_new: runs.append(num_new) is None, steps, settle_s=30)
     assert runs == [1]
 

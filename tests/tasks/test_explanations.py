@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,9 @@ from pixelmill.tasks.explanations import (
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "cat", "sits")
 # Mean 0 and deviation 1 / 255: the network sees bytes as they are
-PLAIN = PreprocessConfig(canvases=((64, 96),), mean=(0.0,) * 3, std=(1 / 255,) * 3, pad_value=0)
+PLAIN = PreprocessConfig(
+    canvases=((64, 96),), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), pad_value=0
+)
 BUILDERS = {
     "classifier": ("classification", {"num_classes": 3, "backbone": "mobilenet_v3_small"}),
     "localiser": ("detection", {"num_classes": 3, "backbone": "resnet18", "hidden": 8}),
@@ -48,7 +52,7 @@ def explained(tmp_path):
     def load(name):
         task, arguments = BUILDERS[name]
         torch.manual_seed(0)
-        module = ARCHITECTURES[name].build(**arguments)
+        module = cast("Any", ARCHITECTURES[name].build(**arguments))
         if name == "show_attend_tell":
             nn.init.normal_(module.classifier.weight, std=1.0)
             nn.init.normal_(module.attend_score.weight, std=3.0)

@@ -164,10 +164,12 @@ def measure_statistics(module, run) -> None:
 
 
 def learn(case, module, images, targets) -> None:
-    def loss() -> Tensor:
-        return weighted_sum(architecture.loss(module, module(images), targets), {})
+    measure = ARCHITECTURES[case.name].loss
+    assert measure is not None
 
-    architecture = ARCHITECTURES[case.name]
+    def loss() -> Tensor:
+        return weighted_sum(measure(module, module(images), targets), {})
+
     module.train()
     measure_statistics(module, loss)
     if case.frozen:

@@ -271,6 +271,6 @@ def test_files_that_were_changed_just_now_wait_and_those_of_a_wrong_clock_do_not
     now = time.time()
     for name, age_s in (("old", 100), ("new", 1), ("future", -1e6)):
         (tmp_path / f"{name}.jpg").write_bytes(b"x")
-        os.utime(tmp_path / f"{name}.jpg", (now - age_s,) * 2)
+        os.utime(tmp_path / f"{name}.jpg", (now - age_s, now - age_s))
     found = list_images(str(tmp_path), IngestConfig(settle_s=30)).images
     assert found["path"].to_pylist() == ["future.jpg", "old.jpg"]

@@ -35,6 +35,7 @@ def test_original_size_is_told_of_a_picture_decoded_small(photo):
 
 def test_thumbnail_shows_the_picture(photo):
     data, _ = make_thumbnail(str(photo), 80)
+    assert data is not None
     small = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert small.shape == (60, 80, 3)
     assert small[:, :35, 0].min() > 200

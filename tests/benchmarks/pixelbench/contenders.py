@@ -30,7 +30,7 @@ from pixelmill.flows.submit import run_shards
 from pixelmill.models.build import load_network
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.decode import decode_image
-from pixelmill.tasks.engine.score import configure_process, score_shard
+from pixelmill.tasks.engine.score import configure_process, nothing, score_shard
 from pixelmill.tasks.engine.views import draw_view, place_whole
 from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
 from pixelmill.tasks.plan import plan_run, save_plan
@@ -236,7 +236,7 @@ def score_part(
     /,
     *,
     should_stop: Callable[[], bool],
-    on_scored: Callable[[], None],
+    on_scored: Callable[[], None] = nothing,
 ) -> Any:
     """What a worker runs: a shard, on one thread."""
     configure_process()
@@ -259,7 +259,7 @@ def plan_workload(
     )
     if paths is not None:
         names = pa.array([path.name for path in paths])
-        played = pc.is_in(listing.images["path"], value_set=names)
+        played = pc.is_in(listing.images["path"], value_set=names)  # pyright: ignore[reportAttributeAccessIssue]
         listing = replace(listing, images=listing.images.filter(played))
     plan = plan_run(
         store,

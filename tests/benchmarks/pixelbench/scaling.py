@@ -97,7 +97,7 @@ def nothing(
     /,
     *,
     should_stop: Callable[[], bool],
-    on_scored: Callable[[], None],
+    on_scored: Callable[[], None] | None = None,
 ) -> int:
     """A shard that is done at once."""
     del should_stop, on_scored

@@ -59,7 +59,8 @@ def test_compare_names_the_change_and_leaves_files(two_versions, run, predicted)
         == json.loads((folder / "compare.json").read_text())["pairs"][0]["images"][0]["change"]
     )
     classes = pd.read_parquet(folder / "classes.parquet").set_index(["class", "metric"])
-    assert classes.loc[("boat", "lost"), "value"] == classes.loc[("boat", "lost"), "num_a"]
+    lost = classes.loc[[("boat", "lost")]]
+    assert lost["value"].tolist() == lost["num_a"].tolist()
 
 
 def store_path(store):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pixelmill.configs.schema import DetectionModel, InstanceModel
 from pixelmill.flows import job
 from pixelmill.flows.commands.options import Models, UsageError, choose_config
 
@@ -38,6 +39,7 @@ def test_recommended_thresholds_make_another_version_of_the_model(tmp_path):
     after = choose_config("photos", Models(preset="demo", thresholds=file))
     (changed,) = (model for model in after.models if model not in before.models)
     assert changed.name == detector.name
+    assert isinstance(changed, (DetectionModel, InstanceModel))
     assert changed.postprocess.class_thresholds["circle"] == 0.42
 
 

@@ -190,6 +190,7 @@ def test_many_readers_at_once_get_whole_answers(server, get, paths):
 def test_ends_in_order_when_told_to(store):
     command = [sys.executable, "-P", "-m", "pixelmill.flows.cli", "browse", store.root]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
         address = process.stdout.readline().decode()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32}/\n", address)
         time.sleep(0.5)

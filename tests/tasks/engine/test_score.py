@@ -47,7 +47,7 @@ def test_a_shard_is_scored_by_all_models_and_committed_once(
     )
     assert outcome.stats["read_bytes"] == sum(path.stat().st_size for path in pictures.iterdir())
     assert bottleneck(outcome.stats).split(":")[0].endswith("-bound")
-    shades = [value for name, value in outcome.stats.items() if name.startswith("brightness/")]
+    shades = [int(value) for name, value in outcome.stats.items() if name.startswith("brightness/")]
     assert sum(shades) == outcome.stats["num_decoded"]
 
 

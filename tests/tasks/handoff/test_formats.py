@@ -171,14 +171,14 @@ def test_cvat_masks_decode_to_the_masks(export):
     ]
     for scene, image in zip(scenes, root.findall("image"), strict=True):
         assert image.get("name") == scene.path
-        assert int(image.get("width")) == scene.width
+        assert int(image.attrib["width"]) == scene.width
         shapes = image.findall("mask")
         for thing, shape in zip(reversed(scene.things), shapes, strict=True):
-            width, height = int(shape.get("width")), int(shape.get("height"))
-            counts = [int(count) for count in shape.get("rle").split(", ")]
+            width, height = int(shape.attrib["width"]), int(shape.attrib["height"])
+            counts = [int(count) for count in shape.attrib["rle"].split(", ")]
             flat = np.repeat(np.arange(len(counts)) % 2, counts).astype(bool)
             pixels = np.zeros((scene.height, scene.width), bool)
-            top, left = int(shape.get("top")), int(shape.get("left"))
+            top, left = int(shape.attrib["top"]), int(shape.attrib["left"])
             pixels[top : top + height, left : left + width] = flat.reshape(height, width)
             assert (pixels == decode_mask(thing.mask)).all()
 
