@@ -380,7 +380,7 @@ def _chunk(plane: Labels, fill_value: int) -> bytes:
     return _compressed(padded)
 
 
-def _compressed(padded: Labels) -> bytes:
+def _compressed(padded: NDArray[np.uint8 | np.uint16]) -> bytes:
     """Little endian, zstd."""
     codec = pa.Codec("zstd", compression_level=_ZSTD_LEVEL)
     plane = np.ascontiguousarray(padded, padded.dtype.newbyteorder("<"))
