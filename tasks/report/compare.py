@@ -9,6 +9,7 @@ from pathlib import Path
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.comparison.results import Comparison, ImageChange, ModelComparison
 from pixelmill.tasks.metrics.results import Curve
+from pixelmill.tasks.report.formats import format_moment
 from pixelmill.tasks.report.gallery import Numbers, Pick, Tile, build_tiles
 from pixelmill.tasks.report.layers import build_layer, read_rows
 from pixelmill.tasks.report.page import write_page
@@ -90,7 +91,7 @@ def build_compare_page(
         facts=[
             ("A", f"{comparison.a} in {comparison.root_a}"),
             ("B", f"{comparison.b} in {comparison.root_b}"),
-            ("Compared", comparison.created_at),
+            ("Compared", format_moment(comparison.created_at)),
         ],
         sections=[*((view.anchor, view.title) for view in views), ("gallery", "Images")],
         pairs=views,

@@ -8,6 +8,7 @@ from pixelmill.configs.schema import HealthConfig
 from pixelmill.tasks.health.judge import Health, ModelHealth, Reading
 from pixelmill.tasks.health.nights import Night
 from pixelmill.tasks.metrics.results import Curve
+from pixelmill.tasks.report.formats import format_moment
 from pixelmill.tasks.report.page import write_page
 from pixelmill.tasks.report.palette import assign_colours
 from pixelmill.tasks.report.plots import line_chart
@@ -56,7 +57,7 @@ def build_health_page(health: Health, config: HealthConfig, path: Path) -> Path:
         "health.html.j2",
         assign_colours(()),
         title=f"{health.collection}, {health.date}",
-        facts=[("Night", health.date), ("Judged", health.created_at)],
+        facts=[("Night", health.date), ("Judged", format_moment(health.created_at))],
         sections=[("findings", "Findings"), *((view.anchor, view.model.name) for view in views)],
         health=health,
         verdict=_VERDICTS.get(health.level or "", "As the nights before"),

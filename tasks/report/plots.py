@@ -54,13 +54,14 @@ class Part:
     text: str
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
     """Round numbers that cover [low, high].
 
     Args:
         low: finite.
         high: finite; a range of next to no width is widened upwards.
         count: intervals wanted, about.
+        whole: only whole numbers, of which things are counted.
 
     Returns:
         Increasing; the first is <= low, the last >= high.
@@ -71,8 +72,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     if high - low <= max(1e-9 * abs(low), 1e-300):
         high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
     rough = (high - low) / count
+    if whole:
+        rough = max(rough, 1.0)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(factor * power for factor in factors if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = 1 - math.floor(math.log10(step))
     return [round(k * step, digits) for k in range(first, last + 1)]
@@ -143,6 +147,7 @@ class _Frame:
     bottom: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    is_counting: bool = False
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -154,7 +159,7 @@ class _Frame:
 
     def axes(self, x_label: str, y_label: str) -> Markup:
         x_ticks = _ticks_within(self.x_range)
-        y_ticks = _ticks_within(self.y_range)
+        y_ticks = _ticks_within(self.y_range, whole=self.is_counting)
         lines = (
             f"M{_number(self.left)} {_number(self.y(tick))}H{_number(self.right)}"
             for tick in y_ticks
@@ -176,9 +181,9 @@ class _Frame:
         )
 
 
-def _ticks_within(bounds: tuple[float, float]) -> list[float]:
+def _ticks_within(bounds: tuple[float, float], *, whole: bool = False) -> list[float]:
     low, high = bounds
-    return [tick for tick in nice_ticks(low, high) if low <= tick <= high]
+    return [tick for tick in nice_ticks(low, high, whole=whole) if low <= tick <= high]
 
 
 def _range_of(values: Sequence[float]) -> tuple[float, float]:
@@ -348,7 +353,8 @@ def histogram(
         right=_WIDTH - 12,
         bottom=height - 44,
         x_range=(edges[0], edges[-1]),
-        y_range=_range_of([0, max(max(counts), 2)]),
+        y_range=(0.0, nice_ticks(0, max(counts), whole=True)[-1]),
+        is_counting=True,
     )
     marks = []
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):

@@ -43,6 +43,9 @@ def test_ticks_of_a_known_range():
     assert nice_ticks(0, 7) == [0, 2, 4, 6, 8]
     assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert nice_ticks(0, 0)[-1] >= 1
+    assert nice_ticks(0, 11) == [0, 2.5, 5, 7.5, 10, 12.5]
+    assert nice_ticks(0, 11, whole=True) == [0, 5, 10, 15]
+    assert nice_ticks(0, 2, whole=True) == [0, 1, 2]
 
 
 def test_lines_lie_where_their_numbers_say():
