@@ -458,7 +458,7 @@ class NotifyConfig(Frozen):
         min_length=1,
         description="program and arguments; it gets the notice as JSON on its standard input",
     )
-    on: tuple[Outcome, ...] = Field(
+    outcomes: tuple[Outcome, ...] = Field(
         default=("quarantine", "out_of_time", "unhealthy", "failed"),
         min_length=1,
         description="outcomes that are told",

@@ -61,7 +61,7 @@ def send_notice(
     """
     failures: list[NoticeFailure] = []
     for target in targets:
-        if notice.outcome not in target.on:
+        if notice.outcome not in target.outcomes:
             continue
         if target.command is not None:
             reason = _run_command(target.command, notice)

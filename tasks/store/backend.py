@@ -151,11 +151,17 @@ class LocalBackend:
 
         NFS may report one's own link as existing when its answer was lost; comparing settles it.
         """
-        try:
-            self._write(key, data, os.link)
-        except FileExistsError:
-            return self.get(key) == data
-        return True
+        for _ in range(_CONFLICT_TRIES):
+            try:
+                self._write(key, data, os.link)
+            except FileExistsError:
+                with suppress(FileNotFoundError):  # a claim that was released just now
+                    return self.get(key) == data
+            else:
+                return True
+        raise RuntimeError(
+            f"{self.root}/{key}: it came and went {_CONFLICT_TRIES} times while it was created"
+        )
 
     def put(self, key: str, data: bytes) -> None:
         """Rename a complete temporary file to the final name."""

@@ -21,6 +21,7 @@ def test_the_demo_does_all_its_tasks_and_the_readme_reads_its_store(launch, tmp_
         "masks",
         "semantic",
         "captions",
+        "panoptic",
     ]
     assert (folder / "report.html").stat().st_size > 10_000
 

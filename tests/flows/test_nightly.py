@@ -69,7 +69,7 @@ class Notices:
     def target(self) -> NotifyConfig:
         return NotifyConfig(
             command=(sys.executable, "-S", "-c", RECORD, str(self.path)),
-            on=("complete", "quarantine", "out_of_time", "unhealthy", "failed"),
+            outcomes=("complete", "quarantine", "out_of_time", "unhealthy", "failed"),
         )
 
     def __call__(self) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def test_a_webhook_gets_the_notice(receiver):
 
 
 def test_only_those_are_told_who_asked_for_the_outcome(receiver):
-    target = NotifyConfig(url_variable="HOOK", on=("unhealthy",))
+    target = NotifyConfig(url_variable="HOOK", outcomes=("unhealthy",))
     assert send_notice([target], NOTICE, {"HOOK": receiver.url}) == ()
     assert receiver.got == []
 

@@ -36,6 +36,20 @@ def test_create_of_the_same_content_is_ours(backend):
     assert backend.create("x", b"mine")
 
 
+def test_what_is_deleted_between_a_refused_create_and_its_look_is_created(backend, monkeypatch):
+    backend.create("claim", b"theirs")
+    real = type(backend).get
+
+    def get(self, key):
+        if key == "claim" and self.exists(key) and real(self, key) == b"theirs":
+            self.delete([key])
+        return real(self, key)
+
+    monkeypatch.setattr(type(backend), "get", get)
+    assert backend.create("claim", b"ours")
+    assert real(backend, "claim") == b"ours"
+
+
 def test_of_many_creates_at_once_one_wins(backend):
     with ThreadPoolExecutor(8) as pool:
         for round_number in range(5):
