@@ -276,7 +276,9 @@
     }
     $("panels").replaceChildren(...panels);
     $("models").replaceChildren(...(found.models.length > 1 ? found.models : []).map((model) => {
-      const press = make("button", "", model.name);
+      // versions of one model are told apart by their keys
+      const isAlone = found.models.filter((other) => other.name === model.name).length === 1;
+      const press = make("button", "", isAlone ? model.name : model.key);
       press.type = "button";
       press.title = model.key;
       press.dataset.key = model.key;
