@@ -138,7 +138,7 @@ class Batches:
         self._plan: list[list[Pick]] = []
         self._loader: DataLoader[tuple[Tensor, Target]] = DataLoader(
             _Images(dataset, config),
-            batch_sampler=cast(Any, _Plan(self)),  # picks, not indices
+            batch_sampler=cast("Any", _Plan(self)),  # picks, not indices
             num_workers=config.workers,
             collate_fn=_collate,
             # fork would copy the threads of torch and of Prefect half-way
@@ -159,7 +159,7 @@ class Batches:
             start: number of batches that are left out at the beginning.
         """
         self._plan = plan_epoch(self.sizes, self.config, epoch, self.rank)[start:]
-        return iter(cast(Any, self._loader))  # what _collate makes
+        return iter(cast("Any", self._loader))  # what _collate makes
 
     @property
     def planned(self) -> list[list[Pick]]:

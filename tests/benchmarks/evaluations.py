@@ -118,8 +118,8 @@ def run_reference(module, size):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval as Evaluator
     else:
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as Evaluator
+        from faster_coco_eval import COCO  # pyright: ignore[reportMissingImports]
+        from faster_coco_eval import COCOeval_faster as Evaluator  # pyright: ignore[reportMissingImports]
     before, start = peak_mb(), Clock()
     with contextlib.redirect_stdout(io.StringIO()):
         truth = cast("Any", COCO())
