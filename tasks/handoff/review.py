@@ -185,7 +185,7 @@ def _uncertain(
             rows = store.table(
                 "detections", model=key, columns=["image_id", "class_name", "score"], filters=near
             )
-            counts = rows.group_by("image_id").aggregate(
+            counts = rows.group_by("image_id", use_threads=False).aggregate(
                 [("score", "count"), ("class_name", "first")]
             )
             for row in counts.to_pylist():
