@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
-from pixelmill.flows.commands.options import Collection, Truth, UsageError, merge_truth
+from pixelmill.flows.commands.options import AsJson, Collection, Truth, UsageError, merge_truth
 from pixelmill.flows.commands.running import ExitCode, console
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def compare(
     ] = (),
     truth: Truth = _TRUTH,
     to: Annotated[Path | None, Parameter(help="Folder of the files; else in the store.")] = None,
-    json: Annotated[bool, Parameter(help="Print JSON instead of tables.", negative=())] = False,
+    json: AsJson = False,
 ) -> ExitCode:
     """Tell what changed between two models, runs or stores; truth is not needed.
 

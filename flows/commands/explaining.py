@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from pixelmill.flows.commands.options import AsJson, StoreRoot
 from pixelmill.flows.commands.running import ExitCode
 from pixelmill.tasks.display import printable, redact
 
@@ -18,14 +19,14 @@ def explain(
     image: Annotated[str, Parameter(help="Path in the catalog, or image_id.")],
     /,
     *,
-    store: Annotated[str, Parameter(help="Folder or URL of the store.")] = "pixelmill-store",
+    store: StoreRoot = "pixelmill-store",
     model: Annotated[
         str | None, Parameter(help="Key, or current:TASK; else all that scored it.")
     ] = None,
     no_rescore: Annotated[
         bool, Parameter(help="Only tell where the predictions come from.", negative=())
     ] = False,
-    json: Annotated[bool, Parameter(help="Print JSON.", negative=())] = False,
+    json: AsJson = False,
 ) -> ExitCode:
     """Tell where an image's predictions come from, and score it again.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pixelmill.configs.schema import HealthConfig
-from pixelmill.flows.commands.options import Collection, StoreRoot, UsageError
+from pixelmill.flows.commands.options import AsJson, Collection, StoreRoot, UsageError
 from pixelmill.flows.commands.running import ExitCode, console
 
 __all__ = ["health"]
@@ -25,7 +25,7 @@ def health(
         bool, Parameter(help="Warnings exit with 5 too, not alarms only.", negative=())
     ] = False,
     to: Annotated[Path | None, Parameter(help="Folder of the files; else in the store.")] = None,
-    json: Annotated[bool, Parameter(help="Print JSON instead of a table.", negative=())] = False,
+    json: AsJson = False,
 ) -> ExitCode:
     """Tell whether a night is like the nights before it; truth is not needed.
 

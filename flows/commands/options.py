@@ -21,6 +21,7 @@ from pixelmill.configs.schema import (
 __all__ = [
     "WHAT",
     "WHERE",
+    "AsJson",
     "Cluster",
     "Collection",
     "Folder",
@@ -62,6 +63,7 @@ Cluster = Annotated[
     str | None, Parameter(help="auto, inline, local, local:<n> or cuda.", group=WHERE)
 ]
 StoreRoot = Annotated[str, Parameter(help="Folder or URL of the store.")]
+AsJson = Annotated[bool, Parameter(help="Print JSON instead.", negative=())]
 
 # Options of several commands. `name="*"`: they are the command's own, without a prefix.
 

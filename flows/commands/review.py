@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pixelmill.flows.commands.options import Collection, StoreRoot, UsageError
+from pixelmill.flows.commands.options import AsJson, Collection, StoreRoot, UsageError
 from pixelmill.flows.commands.running import ExitCode, console
 from pixelmill.tasks.handoff.tools import ExportFormat
 
@@ -30,7 +30,7 @@ def review(
     out: Annotated[
         Path | None, Parameter(name=("--out", "-o"), help="Folder of the files; else in the store.")
     ] = None,
-    json: Annotated[bool, Parameter(help="Print JSON instead of a list.", negative=())] = False,
+    json: AsJson = False,
 ) -> ExitCode:
     """List the images that people should look at, the most telling first.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from pixelmill.flows.commands.options import Collection, StoreRoot
+from pixelmill.flows.commands.options import AsJson, Collection, StoreRoot
 from pixelmill.flows.commands.running import ExitCode, console
 from pixelmill.tasks.display import printable, redact
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["runs_compare", "runs_list", "runs_show"]
 
 RunId = Annotated[str, Parameter(help="A run's id, its beginning, or `last`.")]
-AsJson = Annotated[bool, Parameter(help="Print JSON.", negative=())]
 
 
 def runs_list(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from pixelmill.configs.schema import TaskName
-from pixelmill.flows.commands.options import StoreRoot, UsageError
+from pixelmill.flows.commands.options import AsJson, StoreRoot, UsageError
 from pixelmill.flows.commands.running import ExitCode, console
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def audit(
     grace: Annotated[
         str, Parameter(help="Leftovers younger than this may be somebody's work: 90m, 24h.")
     ] = "24h",
-    json: Annotated[bool, Parameter(help="Print JSON instead of a table.", negative=())] = False,
+    json: AsJson = False,
 ) -> ExitCode:
     """Look for everything that is lost, changed, doubled or left over.
 
