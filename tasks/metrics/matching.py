@@ -14,13 +14,23 @@ Source: Lin et al., Microsoft COCO, ECCV 2014; pycocotools 2.0, `COCOeval.evalua
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+from pixelmill.tasks.metrics.pairs import (
+    LEAST_IOU,
+    Pairs,
+    box_pairs,
+    image_blocks,
+    run_begins,
+    run_index,
+    run_rank,
+)
 
 __all__ = [
     "AREAS",
@@ -46,9 +56,6 @@ AREAS: dict[str, tuple[float, float]] = {
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e5**2),
 }
-# Overlaps below it tell nothing: a detection with no more lies on the background (TIDE's t_b).
-LEAST_IOU = 0.1
-_PAIRS_AT_ONCE = 2**20
 _NUM_IOUS = len(IOU_THRESHOLDS)
 _REACH = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
 _BITS = np.left_shift(np.int64(1), np.arange(_NUM_IOUS * len(AREAS), dtype=np.int64))
@@ -166,7 +173,7 @@ class MatchRecords:
 
     def group_rank(self) -> NDArray[np.int64]:
         """(N,) place of each detection among those of its image and class, best first."""
-        return _run_rank(self.image, self.class_index)
+        return run_rank(self.image, self.class_index)
 
 
 _IMAGE_COLUMNS = ("image", "truth_image", "pair_image")
@@ -183,40 +190,9 @@ def match_images(
         num_images: indices are below it; images without rows are empty.
         iou_type: overlap of boxes, or of masks, which both sides then must have.
     """
-    blocks = list(_image_blocks(truth.image, found.image, num_images))
+    blocks = list(image_blocks(truth.image, found.image, num_images))
     parts = [_match_block(truth, found, first, last, iou_type) for first, last in blocks]
     return MatchRecords.concatenate(parts)
-
-
-def _image_blocks(
-    truth_image: NDArray[np.int64], found_image: NDArray[np.int64], num_images: int
-) -> Iterator[tuple[int, int]]:
-    """Ranges of images with about as many pairs of a detection and an instance each."""
-    if num_images == 0:
-        yield 0, 0
-        return
-    pairs = np.bincount(truth_image, minlength=num_images) * np.bincount(
-        found_image, minlength=num_images
-    )
-    total = np.cumsum(pairs + 1)
-    first = 0
-    while first < num_images:
-        done = total[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(total, done + _PAIRS_AT_ONCE, "right")))
-        yield first, last
-        first = last
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """Detections and instances of one image that overlap; crowds: share of the detection."""
-
-    row: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    iou: NDArray[np.float64]
-
-    def where(self, chosen: NDArray[Any] | slice) -> "_Pairs":
-        return _Pairs(self.row[chosen], self.truth[chosen], self.iou[chosen])
 
 
 def _match_block(
@@ -226,7 +202,7 @@ def _match_block(
     d = slice(*np.searchsorted(found.image, [first, last]))
     truth_image, image = truth.image[t] - first, found.image[d] - first
     order = np.lexsort((-found.score[d], found.class_index[d], image))
-    order = order[_run_rank(image[order], found.class_index[d][order]) < MAX_DETECTIONS]
+    order = order[run_rank(image[order], found.class_index[d][order]) < MAX_DETECTIONS]
     image, class_index = image[order], found.class_index[d][order]
     rows = order + d.start
     crowd, truth_class = truth.crowd[t], truth.class_index[t]
@@ -234,7 +210,7 @@ def _match_block(
     if iou_type == "bbox":
         boxes = found.boxes_xywh[rows]
         area = boxes[:, 2] * boxes[:, 3]
-        pairs = _box_pairs(image, boxes, starts, truth.boxes_xywh[t], crowd)
+        pairs = box_pairs(image, boxes, starts, truth.boxes_xywh[t], crowd)
     else:
         assert truth.masks is not None
         assert found.masks is not None
@@ -242,12 +218,12 @@ def _match_block(
         # one by one: of 256 or more at once, its array overflows under numpy 2
         area = np.array([mask_codec.area(mask) for mask in masks], np.float64)
         pairs = _mask_pairs(image, masks, starts, truth.masks[t], crowd)
-    same = class_index[pairs.row] == truth_class[pairs.truth]
+    same = class_index[pairs.row] == truth_class[pairs.other]
     outside: NDArray[np.int64] = _outside(area).astype(np.int64) @ _AREA_BITS
     truth_outside = _outside(truth.area[t]) | crowd[:, None]
     right, ignored, iou, match = _match_rows(
         pairs.where(same & (pairs.iou >= _REACH[0])),
-        _run_index(image, class_index),
+        run_index(image, class_index),
         truth_outside,
         crowd,
         outside,
@@ -255,8 +231,8 @@ def _match_block(
     found_score = np.full(len(truth_class), np.nan)
     hit = match >= 0
     found_score[match[hit]] = found.score[rows[hit]]
-    own = pairs.where(~crowd[pairs.truth])
-    same = same[~crowd[pairs.truth]]
+    own = pairs.where(~crowd[pairs.other])
+    same = same[~crowd[pairs.other]]
     same_iou, same_truth = _greatest(own.where(same), len(rows))
     other_iou, other_truth = _greatest(own.where(~same), len(rows))
     crossed = own.where(~same & (own.iou >= 0.5))
@@ -282,7 +258,7 @@ def _match_block(
         found_score=found_score,
         pair_image=image[crossed.row],
         pair_position=position[crossed.row],
-        pair_truth=place[crossed.truth],
+        pair_truth=place[crossed.other],
         pair_iou=crossed.iou,
     )
 
@@ -293,57 +269,13 @@ def _outside(area: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (area[:, None] < low) | (area[:, None] > high)
 
 
-def _run_index(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) number of the run of equal rows that each row is in."""
-    length = len(columns[0])
-    begins = np.zeros(length, dtype=np.bool_)
-    for column in columns:
-        begins[1:] |= column[1:] != column[:-1]
-    return np.cumsum(begins, dtype=np.int64)
-
-
-def _run_rank(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) place of each row in its run of equal rows."""
-    run = _run_index(*columns)
-    return np.arange(len(run)) - np.searchsorted(run, run)
-
-
-def _box_pairs(
-    image: NDArray[np.int64],
-    boxes: NDArray[np.float64],
-    starts: NDArray[np.int64],
-    truth_boxes: NDArray[np.float64],
-    crowd: NDArray[np.bool_],
-) -> _Pairs:
-    """Boxes that overlap, in the order of detections and then instances.
-
-    The arithmetic is that of pycocotools' `bbIou`, operation by operation.
-    """
-    counts = starts[image + 1] - starts[image]
-    row = np.repeat(np.arange(len(image)), counts)
-    truth = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    truth += np.repeat(starts[image], counts)
-    x, y, w, h = boxes.T
-    tx, ty, tw, th = truth_boxes.T
-    wide = np.minimum((w + x)[row], (tw + tx)[truth]) - np.maximum(x[row], tx[truth])
-    kept = np.flatnonzero(wide > 0)
-    row, truth, wide = row[kept], truth[kept], wide[kept]
-    high = np.minimum((h + y)[row], (th + ty)[truth]) - np.maximum(y[row], ty[truth])
-    kept = np.flatnonzero(high > 0)
-    row, truth = row[kept], truth[kept]
-    shared = wide[kept] * high[kept]
-    area = (w * h)[row]
-    union = np.where(crowd[truth], area, area + (tw * th)[truth] - shared)
-    return _Pairs(row, truth, shared / union).where(shared >= LEAST_IOU * union)
-
-
 def _mask_pairs(
     image: NDArray[np.int64],
     masks: Sequence[Any],
     starts: NDArray[np.int64],
     truth_masks: Sequence[Any],
     crowd: NDArray[np.bool_],
-) -> _Pairs:
+) -> Pairs:
     """Masks that overlap, in the order of detections and then instances."""
     rows, truths, ious = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     ends = np.searchsorted(image, np.arange(len(starts)))
@@ -358,11 +290,11 @@ def _mask_pairs(
         rows.append(row + d.start)
         truths.append(truth + t.start)
         ious.append(table[row, truth])
-    return _Pairs(np.concatenate(rows), np.concatenate(truths), np.concatenate(ious))
+    return Pairs(np.concatenate(rows), np.concatenate(truths), np.concatenate(ious))
 
 
 def _match_rows(
-    pairs: _Pairs,
+    pairs: Pairs,
     group: NDArray[np.int64],
     truth_outside: NDArray[np.bool_],
     crowd: NDArray[np.bool_],
@@ -384,10 +316,10 @@ def _match_rows(
     right, ignored = np.zeros(num_rows, np.int64), outside.copy()
     iou, match = np.zeros(num_rows), np.full(num_rows, -1)
     # by detection, the best overlap last and of equals the later: the last that may be taken wins
-    pairs = pairs.where(np.lexsort((pairs.truth, pairs.iou, pairs.row)))
-    first = np.flatnonzero(np.append(True, pairs.row[1:] != pairs.row[:-1])[: len(pairs.row)])
+    pairs = pairs.where(np.lexsort((pairs.other, pairs.iou, pairs.row)))
+    first = np.flatnonzero(run_begins(pairs.row))
     length = np.diff(np.append(first, len(pairs.row)))
-    turn = np.repeat(_run_rank(group[pairs.row[first]]), length)
+    turn = np.repeat(run_rank(group[pairs.row[first]]), length)
     by_turn = np.argsort(turn, kind="stable")
     pairs, turn = pairs.where(by_turn), turn[by_turn]
     taken = np.zeros((len(crowd), _NUM_IOUS, len(AREAS)), np.bool_)
@@ -395,16 +327,16 @@ def _match_rows(
     for begin, end in itertools.pairwise(ends.tolist()):
         now = pairs.where(slice(begin, end))
         size = end - begin
-        starts = np.flatnonzero(np.append(True, now.row[1:] != now.row[:-1]))
+        starts = np.flatnonzero(run_begins(now.row))
         rows = now.row[starts]
-        free = ~taken[now.truth] | crowd[now.truth][:, None, None]
+        free = ~taken[now.other] | crowd[now.other][:, None, None]
         free &= (now.iou[:, None] >= _REACH)[:, :, None]
-        rank = np.arange(size)[:, None] + np.where(truth_outside[now.truth], 0, size)
+        rank = np.arange(size)[:, None] + np.where(truth_outside[now.other], 0, size)
         best = np.maximum.reduceat(np.where(free, rank[:, None, :], -1), starts, axis=0)
         hit = best >= 0
         pair = np.where(hit, best, 0) % size
         counts = best >= size
-        target = now.truth[pair]
+        target = now.other[pair]
         which = np.nonzero(hit)
         taken[target[which], which[1], which[2]] = True
         flat = (len(rows), -1)
@@ -419,11 +351,11 @@ def _match_rows(
     return right, ignored, iou, match
 
 
-def _greatest(pairs: _Pairs, num_rows: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _greatest(pairs: Pairs, num_rows: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """(N,) greatest overlap of each detection, and with which instance; 0 and -1 without one."""
     iou, truth = np.zeros(num_rows), np.full(num_rows, -1)
-    order = np.lexsort((-pairs.truth, pairs.iou, pairs.row))
+    order = np.lexsort((-pairs.other, pairs.iou, pairs.row))
     # the last write of a row stays
     iou[pairs.row[order]] = pairs.iou[order]
-    truth[pairs.row[order]] = pairs.truth[order]
+    truth[pairs.row[order]] = pairs.other[order]
     return iou, truth

@@ -24,7 +24,8 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelmill.tasks.metrics.matching import LEAST_IOU, MatchRecords
+from pixelmill.tasks.metrics.matching import MatchRecords
+from pixelmill.tasks.metrics.pairs import LEAST_IOU, run_begins
 from pixelmill.tasks.metrics.precision import interpolate_precision
 from pixelmill.tasks.metrics.results import ErrorBreakdown, ErrorKind, ErrorShare
 
@@ -145,7 +146,7 @@ def _mended(records: MatchRecords, errors: Errors, kind: int) -> NDArray[np.bool
     free = np.isnan(records.found_score[target])
     rows, target = rows[free], target[free]
     order = np.lexsort((-records.score[rows], target))
-    first = np.append(True, target[order][1:] != target[order][:-1])[: len(order)]
+    first = run_begins(target[order])
     mended = np.zeros(len(errors.kind), np.bool_)
     mended[rows[order[first]]] = True
     return mended
