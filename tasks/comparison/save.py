@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixelmill.tasks.comparison.results import Comparison, ImageChange
+from pixelmill.tasks.result_files import encode_rows, replace_whole
 
 __all__ = ["ImageTable", "folder_name", "save_comparison"]
 
@@ -104,15 +105,9 @@ def save_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
         for row in pair.per_class
         for name, value in row.values.items()
     ]
-    columns = list(zip(*rows, strict=True)) or [()] * len(_CLASSES)
-    arrays = [pa.array(column, f.type) for column, f in zip(columns, _CLASSES, strict=True)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=_CLASSES), sink, compression="zstd")
     paths = folder / "compare.json", folder / "classes.parquet"
-    for path, data in zip(paths, (document.encode(), sink.getvalue().to_pybytes()), strict=True):
-        aside = path.with_name(f".{path.name}.new")
-        aside.write_bytes(data)
-        aside.replace(path)
+    replace_whole(paths[0], document.encode())
+    replace_whole(paths[1], encode_rows(_CLASSES, rows))
     return paths
 
 

@@ -1,17 +1,16 @@
 """An evaluation as files: JSON with everything, Parquet with the numbers, thresholds."""
 
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from pixelmill.tasks.metrics.results import Evaluation, ModelEvaluation
+from pixelmill.tasks.result_files import encode_rows, replace_whole
 
 __all__ = ["save_evaluation"]
 
@@ -92,7 +91,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
             for model in evaluation.models
             for row in list_rows(model)
         ]
-        found[name] = _encode_table(_SCHEMAS[name], owned)
+        found[name] = encode_rows(_SCHEMAS[name], owned)
     thresholds = {
         # masks come after boxes, and are what their model is for
         model.model_key.rpartition("-")[0]: model.thresholds
@@ -104,7 +103,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, ...]:
     else:
         (folder / _YAML).unlink(missing_ok=True)
     for name, content in found.items():
-        _replace(folder / name, content)
+        replace_whole(folder / name, content)
     return tuple(folder / name for name in found)
 
 
@@ -162,18 +161,3 @@ def _sweep_rows(model: ModelEvaluation) -> Iterator[tuple[Any, ...]]:
     for one in model.sweeps:
         for numbers in zip(one.thresholds, one.precision, one.recall, one.f1, strict=True):
             yield one.class_name, *numbers
-
-
-def _encode_table(schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> bytes:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_bytes(data)
-    aside.replace(path)

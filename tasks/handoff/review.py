@@ -9,17 +9,28 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.comparison.compare import compare_models
 from pixelmill.tasks.comparison.results import ImageChange
 from pixelmill.tasks.comparison.sides import KIND_OF_TASK, Side
+from pixelmill.tasks.result_files import encode_rows, replace_whole
 from pixelmill.tasks.store import Store
 
 __all__ = ["Review", "ReviewItem", "build_queue", "save_queue"]
 
 Cause = Literal["failed", "changed", "disagreement", "near threshold"]
+_CAUSES: tuple[Cause, ...] = get_args(Cause)
+_QUEUE = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("source_uri", pa.string()),
+        pa.field("priority", pa.float64()),
+        *(pa.field(cause, pa.float64()) for cause in _CAUSES),
+        pa.field("reasons", pa.list_(pa.string())),
+    ]
+)
 
 # What is known of an image without looking at it is worth less than that it could not be scored
 _CHANGED_WORTH = 0.5
@@ -248,22 +259,14 @@ def save_queue(review: Review, folder: Path) -> tuple[Path, ...]:
         "images": [asdict(item) for item in review.items],
     }
     paths = folder / "queue.json", folder / "queue.parquet"
-    paths[0].write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
-    by_cause = {
-        str(cause): pa.array([item.causes.get(cause) for item in review.items], pa.float64())
-        for cause in get_args(Cause)
-    }
-    table = pa.table(
-        {
-            "path": pa.array([item.path for item in review.items], pa.string()),
-            "image_id": pa.array([item.image_id for item in review.items], pa.string()),
-            "source_uri": pa.array([item.source_uri for item in review.items], pa.string()),
-            "priority": pa.array([item.priority for item in review.items], pa.float64()),
-            **by_cause,
-            "reasons": pa.array(
-                [list(item.reasons) for item in review.items], pa.list_(pa.string())
-            ),
-        }
-    )
-    pq.write_table(table, paths[1], compression="zstd")
+    rows = [
+        (
+            *(item.path, item.image_id, item.source_uri, item.priority),
+            *map(item.causes.get, _CAUSES),
+            item.reasons,
+        )
+        for item in review.items
+    ]
+    replace_whole(paths[0], json.dumps(document, ensure_ascii=False, indent=1).encode())
+    replace_whole(paths[1], encode_rows(_QUEUE, rows))
     return paths

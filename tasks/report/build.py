@@ -1,11 +1,13 @@
 """The report: one HTML file with everything in it."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.evaluation.context import read_sizes
 from pixelmill.tasks.metrics.results import Evaluation
 from pixelmill.tasks.report.backfill import read_backfill
 from pixelmill.tasks.report.changes import change_view
@@ -23,7 +25,7 @@ from pixelmill.tasks.report.history import (
     read_history,
     take_snapshot,
 )
-from pixelmill.tasks.report.page import render_page, replace_whole
+from pixelmill.tasks.report.page import render_page
 from pixelmill.tasks.report.palette import assign_colours
 from pixelmill.tasks.report.references import load_references
 from pixelmill.tasks.report.sections import KIND_TITLES, model_views, stage_bar, stage_rows
@@ -34,6 +36,7 @@ from pixelmill.tasks.report.summary import (
     open_failures,
     summarise_run,
 )
+from pixelmill.tasks.result_files import replace_whole
 from pixelmill.tasks.store import Store
 
 __all__ = ["build_report", "report_files"]
@@ -139,7 +142,12 @@ def build_report(
     colours = assign_colours(_class_names(models, evaluation))
     views = list(model_views(store, models, summary, evaluation, images["image_id"], colours))
     picks = _pick_images(store, collection, models, evaluation, images, max_gallery)
-    references = load_references(evaluation, [pick.path for pick in picks], images["path"])
+    references = load_references(
+        evaluation,
+        [pick.path for pick in picks],
+        images["path"],
+        partial(read_sizes, store, collection),
+    )
     tiles = build_tiles(store, picks, models, evaluation, references, colours)
     orders = _tile_orders(evaluation, models)
     path = out / "report.html" if out.is_dir() or not out.suffix else out

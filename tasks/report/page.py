@@ -1,7 +1,6 @@
 """What every page shares: style, script, policy, gallery."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,9 @@ from pixelmill.tasks.report.gallery import Tile, mistake_reason
 from pixelmill.tasks.report.layers import Box, Chip, Layer, Region
 from pixelmill.tasks.report.palette import ClassColours, colour_css
 from pixelmill.tasks.report.sections import KIND_TITLES
+from pixelmill.tasks.result_files import replace_whole
 
-__all__ = ["render_page", "replace_whole", "write_page"]
+__all__ = ["render_page", "write_page"]
 
 _FOLDER = Path(__file__).parent
 _STYLES = ("theme.css", "report.css", "overlays.css")
@@ -87,13 +87,6 @@ def write_page(path: Path, template: str, colours: ClassColours, **shown: Any) -
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_whole(path, render_page(template, colours, **shown))
     return path
-
-
-def replace_whole(path: Path, data: bytes) -> None:
-    """Write a file that is whole at any moment, also for who opens it meanwhile."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    aside.replace(path)
 
 
 def _environment(

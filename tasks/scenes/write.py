@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pixelmill.tasks.result_files import replace_whole
 from pixelmill.tasks.scenes.render import Scene, render_scene
 from pixelmill.tasks.scenes.things import CLASSES
 
@@ -57,10 +57,10 @@ def write_scenes(folder: Path, count: int, seed: int, *, start: int = 0, prefix:
         scene = render_scene(scene_seed(seed, index))
         name = f"{prefix}{index:06d}"
         # cameras differ in how hard they compress
-        _replace(
+        replace_whole(
             folder / "images" / f"{name}.jpg", _encoded(scene.image, "JPEG", 82 + index % 4 * 4)
         )
-        _replace(folder / "semantic" / f"{name}.png", _encoded(scene.semantic, "PNG"))
+        replace_whole(folder / "semantic" / f"{name}.png", _encoded(scene.semantic, "PNG"))
         height, width = scene.size
         image_id = index + 1
         images.append(
@@ -110,7 +110,7 @@ def _encoded(pixels: NDArray[np.uint8], format_name: str, quality: int = 90) -> 
 
 
 def _replace_json(path: Path, document: Mapping[str, Any]) -> None:
-    _replace(path, json.dumps(document, separators=(",", ":")).encode())
+    replace_whole(path, json.dumps(document, separators=(",", ":")).encode())
 
 
 def _replace_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -118,11 +118,4 @@ def _replace_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    _replace(path, text.getvalue().encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    aside.write_bytes(data)
-    aside.replace(path)
+    replace_whole(path, text.getvalue().encode())
