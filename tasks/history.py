@@ -1,12 +1,13 @@
 """The runs of a store, from its records: one in a line, one in full, two beside each other."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from pixelmill.configs.schema import ComputeConfig
 from pixelmill.tasks.engine.telemetry import Stats, bottleneck, sum_stats
+from pixelmill.tasks.settings import flatten_settings, setting_differences
 from pixelmill.tasks.store import RunEnd, RunRecord, Store
 from pixelmill.tasks.store.claims import Watch
 
@@ -110,17 +111,14 @@ def read_run(store: Store, run_id: str) -> RunDetail:
 
 def run_differences(a: RunDetail, b: RunDetail) -> Iterator[tuple[str, str, str]]:
     """(setting, in A, in B) of two runs' configurations, models and software that differ."""
-    sides = [
-        _flat({"config": run.record.config, "software": run.record.software})
+    first, second = (
+        flatten_settings({"config": run.record.config, "software": run.record.software})
         | {f"model.{spec.name}": spec.key for spec in run.record.models}
         | {f"weights.{spec.name}": spec.weights_sha256[:12] for spec in run.record.models}
         | {"source": run.record.source, "collection": run.record.collection}
         for run in (a, b)
-    ]
-    for name in dict.fromkeys([*sides[0], *sides[1]]):
-        values = [side.get(name, "") for side in sides]
-        if values[0] != values[1]:
-            yield name, values[0], values[1]
+    )
+    return setting_differences(first, second)
 
 
 def _full_id(store: Store, text: str) -> str:
@@ -161,17 +159,3 @@ def _seconds(record: RunRecord, end: RunEnd | None) -> float | None:
         return None
     span = datetime.fromisoformat(end.ended_at) - datetime.fromisoformat(record.created_at)
     return span.total_seconds()
-
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Nested settings as dotted names."""
-    if isinstance(value, Mapping):
-        items = [(str(key), each) for key, each in value.items()]
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        items = [(str(index), each) for index, each in enumerate(value)]
-    else:
-        return {name: str(value)}
-    found: dict[str, str] = {}
-    for key, each in items:
-        found |= _flat(each, f"{name}.{key}" if name else key)
-    return found
