@@ -1,163 +1,38 @@
-"""Boxes of two models on one image: which are the same, moved, of another class, lost or gained."""
+"""Sums over the boxes of two models, and what they tell: what changed, and by how much."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelmill.tasks.comparison.findings import lower_mean, lower_share, rank_findings
+from pixelmill.tasks.comparison.matching import FLIPPED, MOVED, SAME, BoxColumns, Matched
 from pixelmill.tasks.comparison.results import ClassChange, Finding, ScoreShift
+from pixelmill.tasks.comparison.tallies import (
+    NONE,
+    SCORE_BINS,
+    count_pairs,
+    score_bins,
+    score_shift,
+    seen_classes,
+)
 from pixelmill.tasks.metrics.results import Confusion, Metric
 
-__all__ = [
-    "FLIPPED",
-    "MOVED",
-    "NONE",
-    "SAME",
-    "BoxTally",
-    "ImageBoxes",
-    "Matched",
-    "match_boxes",
-    "pair_mask_iou",
-    "threshold_mapping",
-]
-
-SAME_IOU = 0.5
-SAME, FLIPPED, MOVED = 0, 1, 2
-_SCORE_BINS = 1000
-_DRAWN_BINS = 20
-_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Scores are compared to a bin of the histograms
-_SCORE_STEP = 1 / _SCORE_BINS
-NONE = "none"
+__all__ = ["BoxTally"]
 
 
 @dataclass(frozen=True, slots=True)
-class ImageBoxes:
-    """One model's boxes on one image.
+class _Group:
+    """One class, or all; `others` are the rest: a class counts by how much more it changed."""
 
-    Attributes:
-        boxes_xyxy: (N, 4) float, pixels.
-        scores: (N,) in [0, 1].
-        labels: (N,) int, indices into the classes of both models together.
-    """
+    name: str | None
+    rows: NDArray[np.int64]
+    others: NDArray[np.int64]
 
-    boxes_xyxy: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """Which box of A is which of B.
-
-    Attributes:
-        index_a, index_b: (M,) positions.
-        kind: (M,) SAME (one class, IoU >= 0.5), FLIPPED (another class, IoU >= 0.5) or MOVED (one
-            class, about the same size, the centre no further than the box's diagonal).
-        iou: (M,).
-        lost: positions in A without a partner; gained: in B.
-    """
-
-    index_a: NDArray[np.int64]
-    index_b: NDArray[np.int64]
-    kind: NDArray[np.int64]
-    iou: NDArray[np.float64]
-    lost: NDArray[np.int64]
-    gained: NDArray[np.int64]
-
-
-def match_boxes(a: ImageBoxes, b: ImageBoxes) -> Matched:
-    """One-to-one, best overlap first: boxes of one class, then of any, then those that moved.
-
-    The same class goes first, so that two boxes of different classes at one place, which both
-    models have, are not taken for flips.
-    """
-    if np.array_equal(a.boxes_xyxy, b.boxes_xyxy) and np.array_equal(a.labels, b.labels):
-        every = np.arange(len(a.scores))
-        none = every[:0]
-        return Matched(
-            every, every, np.zeros(len(every), np.int64), np.ones(len(every)), none, none
-        )
-    iou = _pairwise_iou(a.boxes_xyxy, b.boxes_xyxy)
-    same_class = a.labels[:, None] == b.labels[None, :]
-    free_a, free_b = np.ones(len(a.labels), bool), np.ones(len(b.labels), bool)
-    found: list[tuple[int, int, int]] = []
-    overlap = np.where(iou >= SAME_IOU, iou, 0.0)
-    for kind, worth in (
-        (SAME, np.where(same_class, overlap, 0.0)),
-        (FLIPPED, overlap),
-        (MOVED, np.where(same_class, _nearness(a.boxes_xyxy, b.boxes_xyxy), 0.0)),
-    ):
-        if not (free_a.any() and free_b.any()):
-            break
-        at_a, at_b = np.nonzero((worth > 0) & free_a[:, None] & free_b[None, :])
-        for k in np.argsort(-worth[at_a, at_b], kind="stable"):
-            i, j = int(at_a[k]), int(at_b[k])
-            if free_a[i] and free_b[j]:
-                free_a[i] = free_b[j] = False
-                found.append((i, j, kind))
-    index_a, index_b, kinds = np.array(found, np.int64).reshape(-1, 3).T
-    return Matched(
-        index_a,
-        index_b,
-        kinds,
-        iou[index_a, index_b],
-        np.flatnonzero(free_a),
-        np.flatnonzero(free_b),
-    )
-
-
-def _pairwise_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, M) intersection over union."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inter: NDArray[np.float64] = np.prod(np.clip(high - low, 0, None), axis=2)
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None] + np.prod(b[:, 2:] - b[:, :2], axis=1)
-    union = union - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-
-
-def _nearness(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, M) how well a box may be another that moved; 0 where it may not."""
-    size_a, size_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    common: NDArray[np.float64] = np.prod(np.minimum(size_a[:, None], size_b[None]), axis=2)
-    union = np.prod(size_a, axis=1)[:, None] + np.prod(size_b, axis=1)[None] - common
-    alike = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    apart = (a[:, None, :2] + a[:, None, 2:] - b[None, :, :2] - b[None, :, 2:]) / 2
-    diagonal = np.hypot(size_a[:, 0], size_a[:, 1])[:, None]
-    distance = np.divide(
-        np.hypot(apart[..., 0], apart[..., 1]),
-        diagonal,
-        out=np.full_like(alike, 2.0),
-        where=diagonal > 0,
-    )
-    return np.where((alike >= SAME_IOU) & (distance <= 1), alike * (1.01 - distance), 0.0)
-
-
-def threshold_mapping(
-    counts_a: NDArray[np.int64], counts_b: NDArray[np.int64]
-) -> tuple[tuple[float, ...], tuple[float | None, ...]]:
-    """Thresholds of A, and those of B above which as many boxes lie.
-
-    Args:
-        counts_a: (1000,) boxes of A by score, from 0 to 1.
-        counts_b: the same of B.
-    """
-    above_a = np.append(np.cumsum(counts_a[::-1])[::-1], 0)
-    above_b = np.append(np.cumsum(counts_b[::-1])[::-1], 0)
-    equivalents: list[float | None] = []
-    for threshold in _THRESHOLDS:
-        wanted = above_a[round(threshold * len(counts_a))]
-        if not wanted or wanted > above_b[0]:
-            equivalents.append(None)
-            continue
-        # the highest threshold that still keeps as many
-        at = len(above_b) - 1 - int(np.searchsorted(above_b[::-1], wanted, side="left"))
-        equivalents.append(at / len(counts_b))
-    return _THRESHOLDS, tuple(equivalents)
+    def finding(self, what: str, effect: float, low: float, text: str) -> Finding:
+        whose = "all classes" if self.name is None else f"class {self.name}"
+        return Finding(what, self.name, effect, low, f"{whose}: {text}")
 
 
 @dataclass(slots=True)
@@ -191,14 +66,14 @@ class BoxTally:
         self.sums, self.squares = np.zeros((size, 4)), np.zeros((size, 4))
         self.masks = np.zeros((size, 2))
         self.flips = np.zeros((size + 1, size + 1), np.int64)
-        shape = (size, _SCORE_BINS)
+        shape = (size, SCORE_BINS)
         self.scores = {name: np.zeros(shape, np.int64) for name in ("a", "b", "lost", "gained")}
         self.floors = {name: np.full(size, np.inf) for name in ("a", "b")}
 
     def add(
-        self, a: ImageBoxes, b: ImageBoxes, matched: Matched, mask_iou: NDArray[np.float64] | None
+        self, a: BoxColumns, b: BoxColumns, matched: Matched, mask_iou: NDArray[np.float64] | None
     ) -> None:
-        """Take one image.
+        """Take some images.
 
         Args:
             a: boxes of A.
@@ -208,44 +83,51 @@ class BoxTally:
         """
         first, second = matched.index_a, matched.index_b
         label_a, label_b = a.labels[first], b.labels[second]
+        lost, gained = a.labels[matched.lost], b.labels[matched.gained]
         is_flip = matched.kind == FLIPPED
-        self._count("a", a.labels)
-        self._count("b", b.labels)
-        self._count("same", label_a[matched.kind == SAME])
-        self._count("moved", label_a[matched.kind == MOVED])
-        self._count("flipped", label_a[is_flip])
-        self._count("flipped_to", label_b[is_flip])
-        self._count("lost", a.labels[matched.lost])
-        self._count("gained", b.labels[matched.gained])
-        np.add.at(self.flips, (label_a, label_b), 1)
-        size = len(self.classes)
-        self.flips[:-1, size] += np.bincount(a.labels[matched.lost], minlength=size)
-        self.flips[size, :-1] += np.bincount(b.labels[matched.gained], minlength=size)
-        for name, boxes, rows in (
-            ("a", a, slice(None)),
-            ("b", b, slice(None)),
-            ("lost", a, matched.lost),
-            ("gained", b, matched.gained),
+        for name, labels in (
+            ("a", a.labels),
+            ("b", b.labels),
+            ("same", label_a[matched.kind == SAME]),
+            ("moved", label_a[matched.kind == MOVED]),
+            ("flipped", label_a[is_flip]),
+            ("flipped_to", label_b[is_flip]),
+            ("lost", lost),
+            ("gained", gained),
         ):
-            bins = np.clip((boxes.scores[rows] * _SCORE_BINS).astype(int), 0, _SCORE_BINS - 1)
-            np.add.at(self.scores[name], (boxes.labels[rows], bins), 1)
-        for name, boxes in (("a", a), ("b", b)):
-            np.minimum.at(self.floors[name], boxes.labels, boxes.scores)
+            self.counts[name] += np.bincount(labels, minlength=len(self.classes))
+        none = len(self.classes)
+        self.flips += count_pairs(
+            np.concatenate([label_a, lost, np.full(len(gained), none)]),
+            np.concatenate([label_b, np.full(len(lost), none), gained]),
+            self.flips.shape,
+        )
+        for name, labels, scores in (
+            ("a", a.labels, a.scores),
+            ("b", b.labels, b.scores),
+            ("lost", lost, a.scores[matched.lost]),
+            ("gained", gained, b.scores[matched.gained]),
+        ):
+            self.scores[name] += count_pairs(labels, score_bins(scores), self.scores[name].shape)
+        np.minimum.at(self.floors["a"], a.labels, a.scores)
+        np.minimum.at(self.floors["b"], b.labels, b.scores)
         kept = ~is_flip
         box_a, box_b = a.boxes_xyxy[first[kept]], b.boxes_xyxy[second[kept]]
         sides = np.maximum(box_a[:, 2:] - box_a[:, :2], 1e-6)
         shift = (box_b[:, :2] + box_b[:, 2:] - box_a[:, :2] - box_a[:, 2:]) / 2 / sides
         rise = b.scores[second] - a.scores[first]
         values = np.column_stack([1 - matched.iou[kept], shift, rise[kept]])
-        np.add.at(self.sums, label_a[kept], values)
-        np.add.at(self.squares, label_a[kept], values**2)
+        self.sums += self._sum(label_a[kept], values)
+        self.squares += self._sum(label_a[kept], values**2)
         if mask_iou is not None:
             known = np.isfinite(mask_iou) & kept
-            np.add.at(self.masks[:, 0], label_a[known], mask_iou[known])
-            np.add.at(self.masks[:, 1], label_a[known], 1)
+            values = np.column_stack([mask_iou[known], np.ones(np.count_nonzero(known))])
+            self.masks += self._sum(label_a[known], values)
 
-    def _count(self, name: str, labels: NDArray[np.int64]) -> None:
-        self.counts[name] += np.bincount(labels, minlength=len(self.classes))
+    def _sum(self, labels: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(K, V) sums by class of (N, V) values."""
+        columns = (np.bincount(labels, each, minlength=len(self.classes)) for each in values.T)
+        return np.column_stack(list(columns))
 
     def headline(self) -> tuple[Metric, ...]:
         """Numbers over all classes."""
@@ -315,23 +197,11 @@ class BoxTally:
 
     def confusion(self) -> Confusion | None:
         """Classes of A against those of B; the last row and column are boxes without partner."""
-        seen = np.flatnonzero(self.flips.any(axis=0) | self.flips.any(axis=1))
-        names = tuple((*self.classes, NONE)[k] for k in seen)
-        counts = tuple(tuple(int(v) for v in row) for row in self.flips[np.ix_(seen, seen)])
-        return Confusion(names, names, counts, "boxes") if names else None
+        return seen_classes(self.flips, (*self.classes, NONE), "boxes")
 
     def score_shift(self) -> ScoreShift:
         """Histograms of both, and thresholds that keep as many boxes."""
-        counts = {name: self.scores[name].sum(axis=0) for name in ("a", "b")}
-        thresholds, equivalents = threshold_mapping(counts["a"], counts["b"])
-        drawn = {
-            name: each.reshape(_DRAWN_BINS, -1).sum(axis=1).tolist()
-            for name, each in counts.items()
-        }
-        edges = np.linspace(0, 1, _DRAWN_BINS + 1).tolist()
-        return ScoreShift(
-            thresholds, equivalents, tuple(edges), tuple(drawn["a"]), tuple(drawn["b"])
-        )
+        return score_shift(self.scores["a"].sum(axis=0), self.scores["b"].sum(axis=0))
 
     def findings(self) -> tuple[Finding, ...]:
         """What changed, the largest first."""
@@ -339,11 +209,14 @@ class BoxTally:
         cut = {side: self._cut(side, every) for side in ("a", "b")}
         found = [one for side in ("a", "b") if (one := self._threshold_finding(side, cut[side]))]
         is_cut = {"lost": cut["a"] is not None, "gained": cut["b"] is not None}
-        found += self._of(None, every, is_cut)
-        present = [k for k in every if self.counts["a"][k] or self.counts["b"][k]]
+        groups = [_Group(None, every, every[:0])]
+        present = np.flatnonzero(self.counts["a"] + self.counts["b"])
         if len(present) > 1:
-            for k in present:
-                found += self._of(int(k), np.array([k]), is_cut)
+            groups += [
+                _Group(self.classes[k], every[k : k + 1], np.delete(every, k)) for k in present
+            ]
+        for group in groups:
+            found += [*self._shares(group, is_cut), *self._shifts(group), *self._masks(group)]
         return rank_findings(found)
 
     def _cut(self, side: str, rows: NDArray[np.int64]) -> tuple[float, int, int] | None:
@@ -359,7 +232,7 @@ class BoxTally:
         floor = float(self.floors[other][rows].min(initial=np.inf))
         if not np.isfinite(floor):
             return None
-        end = int(floor * _SCORE_BINS)
+        end = int(floor * SCORE_BINS)
         below, total = int(gone[:end].sum()), int(whole.sum())
         all_below = int(whole[:end].sum())
         if below < 5 or below < 0.5 * gone.sum() or below < 0.8 * all_below:
@@ -382,97 +255,85 @@ class BoxTally:
             "score threshold has moved",
         )
 
-    def _of(self, k: int | None, rows: NDArray[np.int64], is_cut: dict[str, bool]) -> list[Finding]:
-        """Findings of one class, or of all; a class counts by how much more it changed."""
-        others = np.setdiff1d(np.arange(len(self.classes)), rows)
-        name = None if k is None else self.classes[k]
-        whose = "all classes" if name is None else f"class {name}"
-        found: list[Finding] = []
-
-        def share(what: str, side: str, text: str) -> None:
-            part, whole = self._gone(what, side, rows, is_cut)
-            rest_part, rest_whole = self._gone(what, side, others, is_cut)
-            usual = rest_part / rest_whole if k is not None and rest_whole else 0.0
+    def _shares(self, group: _Group, is_cut: Mapping[str, bool]) -> list[Finding]:
+        """Boxes that were lost, gained or flipped."""
+        found = []
+        for what, side in (("lost", "a"), ("gained", "b"), ("flipped", "a")):
+            part, whole = self._gone(what, side, group.rows, is_cut)
             if not part:
-                return
-            effect, low = part / whole, lower_share(part, whole) - usual
-            found.append(
-                Finding(what, name, effect, low, f"{whose}: " + text.format(part=part, whole=whole))
-            )
-
-        cut_note = {
-            "lost": self._cut_note("a", k, rows, is_cut["lost"]),
-            "gained": self._cut_note("b", k, rows, is_cut["gained"]),
-        }
-        gone = self.counts["a"][rows].sum() and not self.counts["b"][rows].sum()
-        new = self.counts["b"][rows].sum() and not self.counts["a"][rows].sum()
-        share(
-            "lost",
-            "a",
-            "gone, none of {whole:,} boxes is left in B"
-            if gone
-            else "{part:,} of {whole:,} boxes of A have no partner in B" + cut_note["lost"],
-        )
-        share(
-            "gained",
-            "b",
-            "new, {part:,} boxes in B and none in A"
-            if new
-            else "{part:,} of {whole:,} boxes of B have no partner in A" + cut_note["gained"],
-        )
-        share("flipped", "a", "{part:,} of {whole:,} boxes have " + self._flip_text(rows))
-        pairs = int((self.counts["same"] + self.counts["moved"])[rows].sum())
-        rest = int((self.counts["same"] + self.counts["moved"])[others].sum())
-        if pairs:
-            for column, what in ((0, "moved"), (3, "score")):
-                total, square = self.sums[rows, column].sum(), self.squares[rows, column].sum()
-                usual = self.sums[others, column].sum() / rest if k is not None and rest else 0.0
-                mean = float(total / pairs)
-                moved = abs(mean - usual)
-                # about what is usual, so that one class's score rise stands out of a general fall
-                low = lower_mean(
-                    total - pairs * usual,
-                    square - 2 * usual * total + pairs * usual**2,
-                    pairs,
-                )
-                text = (
-                    self._shift_text(rows, pairs)
-                    if what == "moved"
-                    else (f"scores of the same {pairs:,} boxes changed by {mean:+.3f} on average")
-                )
-                if what == "moved" and mean < usual:
-                    continue
-                found.append(Finding(what, name, min(1.0, moved), low, f"{whose}: {text}"))
-        masks, count = self.masks[rows].sum(axis=0)
-        rest_masks, rest_count = self.masks[others].sum(axis=0)
-        if count:
-            apart = 1 - masks / count
-            usual = 1 - rest_masks / rest_count if k is not None and rest_count else 0.0
-            low = lower_share(count - masks, count) - max(usual, self._apart(rows, pairs))
-            text = f"masks of the same {int(count):,} boxes overlap by {1 - apart:.3f} (mean IoU)"
-            found.append(Finding("masks", name, float(apart), float(low), f"{whose}: {text}"))
+                continue
+            rest_part, rest_whole = self._gone(what, side, group.others, is_cut)
+            low = lower_share(part, whole) - (rest_part / rest_whole if rest_whole else 0.0)
+            text = self._share_text(what, part, whole, group, is_cut)
+            found.append(group.finding(what, part / whole, low, text))
         return found
 
-    def _cut_note(self, side: str, k: int | None, rows: NDArray[np.int64], is_cut: bool) -> str:
-        """What a threshold has to do with the boxes of a class, or of all, that have no partner."""
-        if is_cut:
-            return " above the threshold"
-        cut = None if k is None else self._cut(side, rows)
-        other = "B" if side == "a" else "A"
-        return f"; scores of {other} begin at {cut[0]:.3f}, its threshold has moved" if cut else ""
+    def _share_text(
+        self, what: str, part: int, whole: int, group: _Group, is_cut: Mapping[str, bool]
+    ) -> str:
+        num_a, num_b = (int(self.counts[side][group.rows].sum()) for side in ("a", "b"))
+        if what == "flipped":
+            return f"{part:,} of {whole:,} boxes have {self._flip_text(group.rows)}"
+        if what == "lost" and not num_b:
+            return f"gone, none of {whole:,} boxes is left in B"
+        if what == "gained" and not num_a:
+            return f"new, {part:,} boxes in B and none in A"
+        own, other = ("A", "B") if what == "lost" else ("B", "A")
+        text = f"{part:,} of {whole:,} boxes of {own} have no partner in {other}"
+        if is_cut[what]:
+            return f"{text} above the threshold"
+        # of all classes a threshold is a finding of its own
+        cut = None if group.name is None else self._cut(own.lower(), group.rows)
+        if cut is None:
+            return text
+        return f"{text}; scores of {other} begin at {cut[0]:.3f}, its threshold has moved"
 
-    def _apart(self, rows: NDArray[np.int64], pairs: int) -> float:
-        """1 - IoU of the same boxes: what their masks differ by anyway."""
-        return float(self.sums[rows, 0].sum()) / pairs if pairs else 0.0
+    def _shifts(self, group: _Group) -> list[Finding]:
+        """How far the same boxes have moved, and how their scores have changed."""
+        number = self.counts["same"] + self.counts["moved"]
+        pairs, rest = int(number[group.rows].sum()), int(number[group.others].sum())
+        if not pairs:
+            return []
+        found = []
+        for column, what in ((0, "moved"), (3, "score")):
+            total = self.sums[group.rows, column].sum()
+            square = self.squares[group.rows, column].sum()
+            usual = self.sums[group.others, column].sum() / rest if rest else 0.0
+            mean = float(total / pairs)
+            if what == "moved" and mean < usual:
+                continue
+            # about what is usual, so that one class's score rise stands out of a general fall
+            low = lower_mean(
+                total - pairs * usual, square - 2 * usual * total + pairs * usual**2, pairs
+            )
+            text = f"scores of the same {pairs:,} boxes changed by {mean:+.3f} on average"
+            if what == "moved":
+                text = self._shift_text(group.rows, pairs)
+            found.append(group.finding(what, min(1.0, abs(mean - usual)), low, text))
+        return found
+
+    def _masks(self, group: _Group) -> list[Finding]:
+        """How far masks differ, beyond what their boxes differ by anyway."""
+        masks, count = self.masks[group.rows].sum(axis=0)
+        rest_masks, rest_count = self.masks[group.others].sum(axis=0)
+        if not count:
+            return []
+        pairs = int((self.counts["same"] + self.counts["moved"])[group.rows].sum())
+        boxes_apart = float(self.sums[group.rows, 0].sum()) / pairs
+        usual = 1 - rest_masks / rest_count if rest_count else 0.0
+        apart = 1 - masks / count
+        low = lower_share(count - masks, count) - max(usual, boxes_apart)
+        text = f"masks of the same {int(count):,} boxes overlap by {1 - apart:.3f} (mean IoU)"
+        return [group.finding("masks", float(apart), float(low), text)]
 
     def _gone(
-        self, what: str, side: str, rows: NDArray[np.int64], is_cut: dict[str, bool]
+        self, what: str, side: str, rows: NDArray[np.int64], is_cut: Mapping[str, bool]
     ) -> tuple[int, int]:
         """Boxes lost, gained or flipped, and of how many; less those that a threshold explains."""
         part, whole = int(self.counts[what][rows].sum()), int(self.counts[side][rows].sum())
         if is_cut.get(what):
             floor = float(self.floors["b" if side == "a" else "a"].min())
-            end = int(floor * _SCORE_BINS)
+            end = int(floor * SCORE_BINS)
             part -= int(self.scores[what][rows, :end].sum())
             whole -= int(self.scores[side][rows, :end].sum())
         return part, max(whole, part)
@@ -502,48 +363,3 @@ class BoxTally:
         if moved:
             text += f", {moved:,} of them below 0.5"
         return text + (f"; they lie {' and '.join(where)}" if where else "")
-
-
-def pair_mask_iou(
-    planes_a: NDArray[Any],
-    planes_b: NDArray[Any],
-    slots_a: Sequence[tuple[int, int]],
-    slots_b: Sequence[tuple[int, int]],
-) -> NDArray[np.float64]:
-    """IoU of masks by pairs.
-
-    Args:
-        planes_a: (layers, H, W) values of the instances of A.
-        planes_b: the same of B.
-        slots_a: (layer, value) of each pair's mask in A; a negative layer: none.
-        slots_b: the same of B.
-
-    Returns:
-        (M,), NaN where one of the two has no mask.
-    """
-    found = np.full(len(slots_a), np.nan)
-    for layer_a in range(len(planes_a)):
-        for layer_b in range(len(planes_b)):
-            wanted = [
-                k
-                for k, (a, b) in enumerate(zip(slots_a, slots_b, strict=True))
-                if a[0] == layer_a and b[0] == layer_b
-            ]
-            if not wanted:
-                continue
-            a, b = planes_a[layer_a].astype(np.int64), planes_b[layer_b].astype(np.int64)
-            width = int(b.max()) + 1
-            joint = np.bincount((a * width + b).ravel(), minlength=(int(a.max()) + 1) * width)
-            table = joint.reshape(-1, width)
-            sizes_a, sizes_b = table.sum(axis=1), table.sum(axis=0)
-            for k in wanted:
-                value_a, value_b = slots_a[k][1], slots_b[k][1]
-                inside = value_a < len(sizes_a) and value_b < len(sizes_b)
-                common = int(table[value_a, value_b]) if inside else 0
-                union = (
-                    (int(sizes_a[value_a]) if value_a < len(sizes_a) else 0)
-                    + (int(sizes_b[value_b]) if value_b < len(sizes_b) else 0)
-                    - common
-                )
-                found[k] = common / union if union else 1.0
-    return found

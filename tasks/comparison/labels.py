@@ -5,14 +5,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelmill.tasks.comparison.boxes import NONE, threshold_mapping
 from pixelmill.tasks.comparison.findings import lower_mean, lower_share, rank_findings
 from pixelmill.tasks.comparison.results import ClassChange, Finding, ScoreShift
+from pixelmill.tasks.comparison.tallies import (
+    NONE,
+    SCORE_BINS,
+    count_pairs,
+    score_bins,
+    score_shift,
+    seen_classes,
+)
 from pixelmill.tasks.metrics.results import Confusion, Metric
 
 __all__ = ["LabelTally"]
-
-_BINS, _DRAWN = 1000, 20
 
 
 @dataclass(slots=True)
@@ -35,16 +40,22 @@ class LabelTally:
         size = len(self.classes) + 1
         self.flips = np.zeros((size, size), np.int64)
         self.rise = np.zeros(3)
-        self.scores = np.zeros((2, _BINS), np.int64)
+        self.scores = np.zeros((2, SCORE_BINS), np.int64)
 
-    def add(self, a: int, b: int, score_a: float, score_b: float) -> None:
-        """Take one image: its best classes, K for none, and their scores."""
-        self.flips[a, b] += 1
-        for side, (label, score) in enumerate(((a, score_a), (b, score_b))):
-            if label < len(self.classes):
-                self.scores[side, min(int(score * _BINS), _BINS - 1)] += 1
-        if a == b:
-            self.rise += [1, score_b - score_a, (score_b - score_a) ** 2]
+    def add(
+        self,
+        a: NDArray[np.int64],
+        b: NDArray[np.int64],
+        score_a: NDArray[np.float64],
+        score_b: NDArray[np.float64],
+    ) -> None:
+        """Take some images: (N,) their best classes, K for none, and their scores."""
+        self.flips += count_pairs(a, b, self.flips.shape)
+        for side, (labels, scores) in enumerate(((a, score_a), (b, score_b))):
+            found = score_bins(scores[labels < len(self.classes)])
+            self.scores[side] += np.bincount(found, minlength=SCORE_BINS)
+        rise = (score_b - score_a)[a == b]
+        self.rise += [len(rise), rise.sum(), np.square(rise).sum()]
 
     def headline(self) -> tuple[Metric, ...]:
         """Numbers over all classes."""
@@ -82,17 +93,11 @@ class LabelTally:
 
     def confusion(self) -> Confusion | None:
         """Best classes of A against those of B."""
-        seen = np.flatnonzero(self.flips.any(axis=0) | self.flips.any(axis=1))
-        names = tuple((*self.classes, NONE)[k] for k in seen)
-        counts = tuple(tuple(int(v) for v in row) for row in self.flips[np.ix_(seen, seen)])
-        return Confusion(names, names, counts, "images") if names else None
+        return seen_classes(self.flips, (*self.classes, NONE), "images")
 
     def score_shift(self) -> ScoreShift:
         """Histograms of the best scores, and thresholds that keep as many images."""
-        thresholds, equivalents = threshold_mapping(self.scores[0], self.scores[1])
-        a, b = (tuple(each.reshape(_DRAWN, -1).sum(axis=1).tolist()) for each in self.scores)
-        edges = tuple(np.linspace(0, 1, _DRAWN + 1).tolist())
-        return ScoreShift(thresholds, equivalents, edges, a, b)
+        return score_shift(self.scores[0], self.scores[1])
 
     def findings(self) -> tuple[Finding, ...]:
         """Classes by how much more of them changed than of the others, and all together."""

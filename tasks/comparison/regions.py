@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from pixelmill.tasks.comparison.findings import lower_share, rank_findings
 from pixelmill.tasks.comparison.results import ClassChange, Finding
+from pixelmill.tasks.comparison.tallies import seen_classes
 from pixelmill.tasks.metrics.results import Confusion, Metric
 
-__all__ = ["RegionTally", "agreement", "joint_pixels"]
+__all__ = ["VOID", "RegionTally", "agreement", "joint_pixels"]
 
 VOID = "void"
 
@@ -133,10 +134,7 @@ class RegionTally:
 
     def confusion(self) -> Confusion | None:
         """Pixels by class in A and in B."""
-        seen = np.flatnonzero(self.joint.any(axis=0) | self.joint.any(axis=1))
-        names = tuple((*self.classes, VOID)[k] for k in seen)
-        counts = tuple(tuple(int(v) for v in row) for row in self.joint[np.ix_(seen, seen)])
-        return Confusion(names, names, counts, "pixels") if names else None
+        return seen_classes(self.joint, (*self.classes, VOID), "pixels")
 
     def findings(self) -> tuple[Finding, ...]:
         """Classes by how much more of them changed than of the others, and all together."""

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pixelmill.configs.schema import TaskName
@@ -13,7 +15,16 @@ from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.comparison.results import Kind
 from pixelmill.tasks.store import Store
 
-__all__ = ["KIND_OF_TASK", "Side", "chunks", "open_side", "pair_models", "read_rows", "scored_ids"]
+__all__ = [
+    "KIND_OF_TASK",
+    "Side",
+    "chunks",
+    "open_side",
+    "pair_models",
+    "read_each",
+    "read_rows",
+    "scored_ids",
+]
 
 KIND_OF_TASK: Mapping[TaskName, Kind] = {
     "detection": "boxes",
@@ -140,7 +151,12 @@ def chunks(ids: NDArray[np.bytes_]) -> Iterator[list[str]]:
 
 
 def read_rows(
-    store: Store, table: str, model_key: str, image_ids: Sequence[str], columns: Sequence[str]
+    store: Store,
+    table: str,
+    model_key: str,
+    image_ids: Sequence[str],
+    columns: Sequence[str],
+    filters: Sequence[tuple[str, str, Any]] = (),
 ) -> pa.Table:
     """Rows of the images of a chunk, and of those between them; row groups elsewhere stay unread.
 
@@ -150,6 +166,24 @@ def read_rows(
         model_key: whose.
         image_ids: sorted.
         columns: beside `image_id`.
+        filters: as of `Store.table`.
     """
-    within = [("image_id", ">=", image_ids[0]), ("image_id", "<=", image_ids[-1])]
+    within = [("image_id", ">=", image_ids[0]), ("image_id", "<=", image_ids[-1]), *filters]
     return store.table(table, model=model_key, columns=["image_id", *columns], filters=within)
+
+
+def read_each(
+    store: Store,
+    table: str,
+    model_key: str,
+    image_ids: Sequence[str],
+    columns: Sequence[str],
+    filters: Sequence[tuple[str, str, Any]] = (),
+) -> pa.Table:
+    """The row of each image of a chunk, in their order, of nulls where there is none.
+
+    Arguments as of `read_rows`; of an image at most one row may be left by `filters`.
+    """
+    rows = read_rows(store, table, model_key, image_ids, columns, filters)
+    place = pc.index_in(pa.array(image_ids), value_set=rows["image_id"].combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
+    return rows.select(list(columns)).take(place)
