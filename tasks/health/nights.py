@@ -276,14 +276,25 @@ def _boxes(
     )
 
 
+def _best(
+    store: Store,
+    table: str,
+    spec: ModelSpec,
+    ids: pa.ChunkedArray,
+    where: Sequence[tuple[str, str, str]],
+    columns: Sequence[str],
+) -> pa.Table:
+    """The rows of rank 0 of these images."""
+    rows = store.table(
+        table, model=spec.key, columns=["image_id", *columns], filters=[*where, ("rank", "=", 0)]
+    )
+    return rows.filter(pc.is_in(rows["image_id"], value_set=ids.combine_chunks()))  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _captions(
     store: Store, spec: ModelSpec, ids: pa.ChunkedArray, where: Sequence[tuple[str, str, str]]
 ) -> _Found:
-    table = store.table(
-        "captions", model=spec.key, columns=["image_id", "text", "n_tokens"],
-        filters=[*where, ("rank", "=", 0)],
-    )  # fmt: skip
-    table = table.filter(pc.is_in(table["image_id"], value_set=ids.combine_chunks()))  # pyright: ignore[reportAttributeAccessIssue]
+    table = _best(store, "captions", spec, ids, where, ["text"])
     texts = tokenize_captions(table["text"].to_pylist())
     number = len(ids)
     words = Counter(word for text in texts for word in set(text.split()))
@@ -308,11 +319,7 @@ def _captions(
 def _labels(
     store: Store, spec: ModelSpec, ids: pa.ChunkedArray, where: Sequence[tuple[str, str, str]]
 ) -> _Found:
-    table = store.table(
-        "labels", model=spec.key, columns=["image_id", "class_name", "score"],
-        filters=[*where, ("rank", "=", 0)],
-    )  # fmt: skip
-    table = table.filter(pc.is_in(table["image_id"], value_set=ids.combine_chunks()))  # pyright: ignore[reportAttributeAccessIssue]
+    table = _best(store, "labels", spec, ids, where, ["class_name", "score"])
     number, scores = len(ids), table["score"].to_numpy().astype(np.float64)
     tally = dict.fromkeys(spec.classes, 0.0)
     tally |= {name: float(n) for name, n in Counter(table["class_name"].to_pylist()).items()}
