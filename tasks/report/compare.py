@@ -139,8 +139,8 @@ def _plots(pair: ModelComparison) -> Iterable[Plot]:
         for name, counts in (("A", pair.scores.counts_a), ("B", pair.scores.counts_b))
     ]
     css = {"A": "k0", "B": "k1"}
-    yield Plot("Scores", line_chart(curves, css.__getitem__, title="Scores in A and in B"),
-               legend=tuple(css.items()))  # fmt: skip
+    svg = line_chart(curves, css.__getitem__, title="Scores in A and in B", counts=True)
+    yield Plot("Scores", svg, legend=tuple(css.items()))
 
 
 def _tiles(

@@ -134,7 +134,7 @@ def _label_width(labels: Sequence[str], longest: int = 18) -> float:
 
 
 def _tick_text(value: float) -> str:
-    return f"{value:g}" if abs(value) < 10_000 else f"{value / 1000:,.0f}k"
+    return f"{value:g}" if abs(value) < 10_000 else f"{value / 1000:,g}k"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +186,22 @@ def _ticks_within(bounds: tuple[float, float], *, whole: bool = False) -> list[f
     return [tick for tick in nice_ticks(low, high, whole=whole) if low <= tick <= high]
 
 
-def _range_of(values: Sequence[float]) -> tuple[float, float]:
+def _range_of(values: Sequence[float], *, whole: bool = False) -> tuple[float, float]:
     """From zero or below to a round number: [0, 1] for shares that fill some of it."""
     low, high = min(values), max(values)
     if low >= 0 and 0.2 < high <= 1:
         return 0.0, 1.0
-    ticks = nice_ticks(min(low, 0.0), high)
+    ticks = nice_ticks(min(low, 0.0), high, whole=whole)
     return ticks[0], ticks[-1]
 
 
 def line_chart(
-    curves: Sequence[Curve], css_of: Callable[[str], str], *, title: str, height: int = 300
+    curves: Sequence[Curve],
+    css_of: Callable[[str], str],
+    *,
+    title: str,
+    height: int = 300,
+    counts: bool = False,
 ) -> Markup:
     """Lines over shared axes.
 
@@ -206,6 +211,7 @@ def line_chart(
             rest are thin and grey: more colours than that cannot be told apart.
         title: for screen readers.
         height: in the plot's own pixels; it is 480 wide.
+        counts: heights are whole numbers.
     """
     lines = []
     for curve in curves:
@@ -226,7 +232,8 @@ def line_chart(
         right=_WIDTH - 12,
         bottom=height - 44,
         x_range=_range_of([x for x, _ in every]),
-        y_range=_range_of([y for _, y in every]),
+        y_range=_range_of([y for _, y in every], whole=counts),
+        is_counting=counts,
     )
     series = []
     # the coloured ones last, so that they lie on top

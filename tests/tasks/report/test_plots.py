@@ -54,6 +54,17 @@ def test_lines_lie_where_their_numbers_say():
     assert 'points="44,30 256,143 468,256"' in svg
 
 
+def test_counts_have_whole_ticks_and_large_ones_are_told_apart():
+    def ticks(high, *, counts):
+        svg = line_chart([curve("A", y=(0.0, high))], plain, title="t", counts=counts)
+        return [part.partition("<")[0] for part in svg.split('text-anchor="end">')[1:]][:-1]
+
+    assert ticks(11.0, counts=False) == ["0", "2.5", "5", "7.5", "10", "12.5"]
+    assert ticks(11.0, counts=True) == ["0", "5", "10", "15"]
+    assert ticks(1.0, counts=True) == ["0", "1"]
+    assert ticks(12_400.0, counts=False)[-2:] == ["10k", "12.5k"]
+
+
 def test_points_that_are_not_finite_are_left_out():
     svg = line_chart(
         [curve("car", (0.0, 0.5, 1.0), (1.0, math.nan, 0.0))], plain, title="t", height=300
