@@ -17,6 +17,7 @@ import yaml
 
 from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import PreprocessConfig
+from pixelmill.flows.cli import main
 from pixelmill.flows.job import ScoreParams, prepare_job, read_known
 from pixelmill.flows.worker import score_reference
 from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
@@ -99,6 +100,23 @@ def tiny_config(tmp_path_factory) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+@pytest.fixture(scope="session")
+def inline(tiny_config):
+    """The tiny models without a cluster."""
+    config = load_config(tiny_config)
+    compute = config.compute.model_copy(update={"cluster": "inline"})
+    return config.model_copy(update={"compute": compute})
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Prefect's own test server, for flows in this process."""
+    from prefect.testing.utilities import prefect_test_harness  # two seconds
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -231,6 +249,20 @@ class Command:
         for pid in self.members():
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
+
+
+@pytest.fixture
+def run(capsys):
+    """A command in this process: its exit code, and what it printed and complained of."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert isinstance(ended.value.code, int)
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
 
 
 @pytest.fixture(scope="module")

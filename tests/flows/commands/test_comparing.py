@@ -4,20 +4,7 @@ import re
 import pandas as pd
 import pytest
 
-from pixelmill.flows.cli import main
 from pixelmill.flows.commands.running import ExitCode
-
-
-@pytest.fixture
-def run(capsys):
-    """A command in this process: its exit code and what it printed."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        return stopped.value.code, capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -41,9 +28,9 @@ def two_versions(predicted, tmp_path):
 
 def test_compare_names_the_change_and_leaves_files(two_versions, run, predicted):
     store, old, new = two_versions
-    code, said = run("compare", old.key, new.key, "--store", store.root)
+    code, out, _ = run("compare", old.key, new.key, "--store", store.root)
     assert code == ExitCode.COMPLETE
-    assert "class boat: gone" in said.out.splitlines()[1]
+    assert "class boat: gone" in out.splitlines()[1]
     (folder,) = (item for item in (store_path(store) / "reports").iterdir())
     page = (folder / "compare.html").read_text()
     assert predicted.EVIL not in page
@@ -88,11 +75,11 @@ def test_compare_with_truth_tells_how_sure_it_is(two_versions, run, predicted, t
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(truth))
     folder = tmp_path / "found"
-    code, said = run(
+    code, out, _ = run(
         "compare", old.key, new.key, "--store", store.root, "--instances", path, "--to", folder
     )
     assert code == ExitCode.COMPLETE
-    assert "boxes by truth" in said.out
+    assert "boxes by truth" in out
     (found,) = json.loads((folder / "compare.json").read_text())["pairs"][0]["truth"]
     sure = found["differences"][0]
     assert sure["adjusted_p"] < 0.5
@@ -102,18 +89,18 @@ def test_compare_with_truth_tells_how_sure_it_is(two_versions, run, predicted, t
 def test_what_cannot_be_compared_is_wrong_usage(two_versions, run, tmp_path):
     store, old, new = two_versions
     assert run("compare", "finder", old.key, "--store", store.root)[0] == ExitCode.USAGE
-    code, said = run("compare", store.root, store.root, "--with-truth")
-    assert (code, "models of one store" in said.err) == (ExitCode.USAGE, True)
+    code, _, err = run("compare", store.root, store.root, "--with-truth")
+    assert (code, "models of one store" in err) == (ExitCode.USAGE, True)
     assert run("compare", old.key, new.key, "--sample", 0)[0] == ExitCode.USAGE
 
 
 def test_two_stores_by_their_folders(two_versions, run, tmp_path):
     store, old, _ = two_versions
-    code, said = run(
+    code, out, _ = run(
         "compare", store.root, store.root, "--model", old.key, "--to", tmp_path / "out", "--json"
     )
     assert code == ExitCode.COMPLETE
-    assert json.loads(said.out)["pairs"][0]["findings"] == []
+    assert json.loads(out)["pairs"][0]["findings"] == []
 
 
 def test_health_exits_for_schedulers(predicted, run, tmp_path):
@@ -124,8 +111,8 @@ def test_health_exits_for_schedulers(predicted, run, tmp_path):
             store, [(spec, predicted.found_by)], date=f"2026-01-0{night + 1}", first=60 * night,
             count=60,
         )  # fmt: skip
-    code, said = run("health", store.root)
-    assert (code, "as the nights before" in said.out) == (ExitCode.COMPLETE, True)
+    code, out, _ = run("health", store.root)
+    assert (code, "as the nights before" in out) == (ExitCode.COMPLETE, True)
     predicted.write_night(
         store, [(spec, predicted.found_by)], date="2026-01-05", first=240, count=60, num_failed=2
     )
@@ -136,9 +123,9 @@ def test_health_exits_for_schedulers(predicted, run, tmp_path):
         return predicted.found_by(index, change=lambda *thing: thing if thing[0] else None)
 
     predicted.write_night(store, [(spec, no_cars)], date="2026-01-06", first=300, count=60)
-    code, said = run("health", store.root, "--json")
+    code, out, _ = run("health", store.root, "--json")
     assert code == ExitCode.UNHEALTHY
-    found = json.loads(said.out)
+    found = json.loads(out)
     assert found["findings"][0]["class_name"] == "car"
     assert len(found["models"][0]["nights"]) == 6
     folder = store_path(store) / "reports" / predicted.COLLECTION
@@ -153,9 +140,9 @@ def test_export_and_review_there_and_back(two_versions, run, tmp_path):
     store, old, new = two_versions
     out = tmp_path / "out"
     options = ("--model", old.key, "--out", out)
-    code, said = run("export", store.root, "--format", "coco", *options, "--min-score", 0.5)
+    code, told, _ = run("export", store.root, "--format", "coco", *options, "--min-score", 0.5)
     assert code == ExitCode.COMPLETE
-    assert said.out.startswith("30 images, ")
+    assert told.startswith("30 images, ")
     exported = json.loads((out / "instances.json").read_text())
     assert exported["info"]["model"] == old.key
     assert min(note["score"] for note in exported["annotations"]) >= 0.5
@@ -163,18 +150,18 @@ def test_export_and_review_there_and_back(two_versions, run, tmp_path):
     assert run("export", store.root, "--format", "voc", *options, "--where", "x")[0] == 2
 
     queue = tmp_path / "queue"
-    code, said = run(
+    code, told, _ = run(
         "review", store.root, "--limit", 5, "--model", new.key, "--model", old.key,
         "--format", "label-studio", "--out", queue,
     )  # fmt: skip
     assert code == ExitCode.COMPLETE
-    assert "images of harbour to look at" in said.out
+    assert "images of harbour to look at" in told
     tasks = json.loads((queue / "tasks.json").read_text())
     assert len(tasks) == len(pd.read_parquet(queue / "queue.parquet")) == 5
     assert {task["predictions"][0]["model_version"] for task in tasks} == {new.key}
 
     truth = tmp_path / "truth.json"
     for expected in ("30 new", "30 the same"):
-        code, said = run("review", "import", out / "instances.json", "--truth", truth)
-        assert (code, expected in said.out) == (ExitCode.COMPLETE, True)
+        code, told, _ = run("review", "import", out / "instances.json", "--truth", truth)
+        assert (code, expected in told) == (ExitCode.COMPLETE, True)
     assert run("review", "import", tmp_path / "none.json", "--truth", truth)[0] == ExitCode.USAGE

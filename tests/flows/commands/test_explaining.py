@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pixelmill.flows import cli
 from pixelmill.tasks import rescore
 from pixelmill.tasks.lineage import trace
 from pixelmill.tasks.store import Store
@@ -19,17 +18,10 @@ def scored(scenes, score_plainly, tmp_path_factory) -> tuple[Store, Path]:
     return score_plainly(folder, folder.parent / "store"), folder
 
 
-def explain(capsys, *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["explain", *arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, capsys.readouterr().out
-
-
-def test_an_image_is_traced_to_its_run_weights_code_and_file_and_scores_the_same(scored, capsys):
+def test_an_image_is_traced_to_its_run_weights_code_and_file_and_scores_the_same(scored, run):
     store, folder = scored
     name = sorted(path.name for path in folder.iterdir())[1]
-    code, out = explain(capsys, name, "--store", store.root)
+    code, out, _ = run("explain", name, "--store", store.root)
     assert code == 0
     for lineage in trace(store, name):
         assert f"{lineage.row['model']} (" in out
@@ -42,12 +34,12 @@ def test_an_image_is_traced_to_its_run_weights_code_and_file_and_scores_the_same
     assert verdicts == 2
 
 
-def test_json_has_the_whole_lineage(scored, capsys):
+def test_json_has_the_whole_lineage(scored, run):
     store, folder = scored
     name = next(folder.iterdir()).name
     arguments = (name, "--store", store.root, "--no-rescore", "--json", "--model")
     (model, *_) = store.models()
-    code, out = explain(capsys, *arguments, model)
+    code, out, _ = run("explain", *arguments, model)
     (document,) = json.loads(out)
     assert code == 0
     assert document["spec"]["key"] == document["row"]["model"] == model
@@ -55,22 +47,22 @@ def test_json_has_the_whole_lineage(scored, capsys):
     assert document["again"] is None
 
 
-def test_a_file_that_changed_or_went_is_told(scored, capsys, tmp_path):
+def test_a_file_that_changed_or_went_is_told(scored, run, tmp_path):
     store, folder = scored
     path = sorted(folder.iterdir())[0]
     content = path.read_bytes()
     try:
         path.write_bytes(content + b"\0")
-        code, out = explain(capsys, path.name, "--store", store.root)
+        code, out, _ = run("explain", path.name, "--store", store.root)
         assert code == 1
         assert "has changed: it is the image" in out
         path.unlink()
-        assert "its file cannot be read" in explain(capsys, path.name, "--store", store.root)[1]
+        assert "its file cannot be read" in run("explain", path.name, "--store", store.root)[1]
     finally:
         path.write_bytes(content)
 
 
-def test_a_result_that_differs_is_told_with_what_changed(scored, capsys, monkeypatch):
+def test_a_result_that_differs_is_told_with_what_changed(scored, run, monkeypatch):
     store, folder = scored
     name = next(folder.iterdir()).name
     now = rescore.describe_software() | {"torch": "99.0"}
@@ -91,6 +83,6 @@ def test_a_result_that_differs_is_told_with_what_changed(scored, capsys, monkeyp
     assert ("torch", lineage.run.software["torch"], "99.0") in again.changes
 
 
-def test_an_unknown_image_is_wrong_usage(scored, capsys):
+def test_an_unknown_image_is_wrong_usage(scored, run):
     store, _ = scored
-    assert explain(capsys, "nothing.jpg", "--store", store.root)[0] == 2
+    assert run("explain", "nothing.jpg", "--store", store.root)[0] == 2

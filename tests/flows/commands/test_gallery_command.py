@@ -1,8 +1,6 @@
 import pytest
 from PIL import Image
 
-from pixelmill.flows import cli
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -16,16 +14,9 @@ def folder(tmp_path):
     return root
 
 
-def gallery(capsys, *arguments):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["gallery", *map(str, arguments)])
-    return ended.value.code, capsys.readouterr()
-
-
-def test_sheet_of_a_folder_has_every_image_and_needs_no_network(folder, tmp_path, capsys):
+def test_sheet_of_a_folder_has_every_image_and_needs_no_network(folder, tmp_path, run):
     out = tmp_path / "deep" / "sheet.html"
-    code, printed = gallery(capsys, folder, "--size", "20", "--to", out)
-    assert (code, printed.out) == (0, f"{out}\n")
+    assert run("gallery", folder, "--size", "20", "--to", out) == (0, f"{out}\n", "")
     html = out.read_text()
     for name in ("day/one.png", "day/two.png", "night/three.png", "night/bad.png"):
         assert name in html
@@ -33,17 +24,17 @@ def test_sheet_of_a_folder_has_every_image_and_needs_no_network(folder, tmp_path
     assert "://" not in html
 
 
-def test_sheet_of_a_choice_and_of_a_sample(folder, tmp_path, capsys):
+def test_sheet_of_a_choice_and_of_a_sample(folder, tmp_path, run):
     out = tmp_path / "sheet.html"
-    assert gallery(capsys, folder, "--match", "day/*", "--sample", "1", "--to", out)[0] == 0
+    assert run("gallery", folder, "--match", "day/*", "--sample", "1", "--to", out)[0] == 0
     html = out.read_text()
     assert "night/" not in html
     assert ("one.png" in html) != ("two.png" in html)
 
 
-def test_questions_to_a_store_are_refused_of_a_folder(folder, tmp_path, capsys):
+def test_questions_to_a_store_are_refused_of_a_folder(folder, tmp_path, run):
     out = tmp_path / "sheet.html"
-    code, printed = gallery(capsys, folder, "--class", "car", "--to", out)
+    code, _, err = run("gallery", folder, "--class", "car", "--to", out)
     assert code == 2
-    assert "no store" in printed.err
+    assert "no store" in err
     assert not out.exists()

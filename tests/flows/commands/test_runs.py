@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pixelmill.flows import cli
 from pixelmill.tasks.history import list_runs, read_run, run_differences
 from pixelmill.tasks.store import Store, end_run, run_ledger
 
@@ -25,42 +24,35 @@ def store(scenes, score_plainly, tmp_path_factory) -> Store:
     return store
 
 
-def runs(capsys, *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["runs", *arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, capsys.readouterr().out
-
-
-def test_runs_are_listed_newest_first_with_how_they_ended(store, capsys):
-    code, out = runs(capsys, "list", store.root)
+def test_runs_are_listed_newest_first_with_how_they_ended(store, run):
+    code, out, _ = run("runs", "list", store.root)
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][:4] == ["run", "date", "collection", "state"]
     assert [line[0] for line in lines[1:]] == list(reversed(store.runs()))
     assert [line[3] for line in lines[1:]] == ["killed", "complete"]
     assert lines[2][4:7] == ["4", "4", "0"]
-    found = json.loads(runs(capsys, "list", store.root, "--last", "1", "--json")[1])
+    found = json.loads(run("runs", "list", store.root, "--last", "1", "--json")[1])
     assert [line["state"] for line in found] == ["killed"]
     assert list_runs(store, collection="other") == []
 
 
-def test_a_run_is_shown_with_its_ledger_speed_and_software(store, capsys):
+def test_a_run_is_shown_with_its_ledger_speed_and_software(store, run):
     first = store.runs()[0]
-    code, out = runs(capsys, "show", first, store.root)
+    code, out, _ = run("runs", "show", first, store.root)
     assert code == 0
     assert "4 of 4 listed" in out
     assert "1 of 1 committed" in out
     assert "-bound: " in out
     assert "4 listed = " in out
     assert f"pixelmill {store.run(first).software['pixelmill']}" in out
-    document = json.loads(runs(capsys, "show", "last", store.root, "--json")[1])
+    document = json.loads(run("runs", "show", "last", store.root, "--json")[1])
     assert (document["run"]["state"], document["end"]) == ("killed", None)
 
 
-def test_two_runs_side_by_side_show_what_differs(store, capsys):
+def test_two_runs_side_by_side_show_what_differs(store, run):
     first, second = store.runs()
-    code, out = runs(capsys, "compare", first, "last", store.root)
+    code, out, _ = run("runs", "compare", first, "last", store.root)
     assert code == 0
     assert "4 of 4 listed" in out
     assert "1 of 5 listed" in out
@@ -73,9 +65,9 @@ def test_two_runs_side_by_side_show_what_differs(store, capsys):
     assert list(run_differences(a, other)) == [("config.compute.retries", "2", "5")]
 
 
-def test_an_unknown_run_is_wrong_usage(store, capsys, tmp_path: Path):
-    assert runs(capsys, "show", "1999", store.root)[0] == 2
-    assert runs(capsys, "list", str(tmp_path))[0] == 2
+def test_an_unknown_run_is_wrong_usage(store, run, tmp_path: Path):
+    assert run("runs", "show", "1999", store.root)[0] == 2
+    assert run("runs", "list", str(tmp_path))[0] == 2
 
 
 def test_the_cost_of_a_run_follows_from_its_workers_time(store, monkeypatch):

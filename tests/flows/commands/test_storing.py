@@ -1,24 +1,14 @@
+import json
+
 import pytest
 
-from pixelmill.flows import cli
-from pixelmill.tasks.store import Store
+from pixelmill.tasks.store import Store, layout
 
 
 @pytest.fixture(scope="module")
 def scored(scenes, score_plainly, tmp_path_factory):
     """Eight scenes by two models, published."""
     return score_plainly(scenes / "images", tmp_path_factory.mktemp("scored") / "store")
-
-
-@pytest.fixture
-def run(capsys):
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as raised:
-            cli.main(list(arguments))
-        assert isinstance(raised.value.code, int)
-        return raised.value.code, *capsys.readouterr()
-
-    return run_command
 
 
 def test_a_store_through_its_life(run, scored):
@@ -59,9 +49,33 @@ def test_a_store_through_its_life(run, scored):
     assert Store(scored.root).images().empty
 
 
+@pytest.fixture
+def root(tmp_path):
+    return Store(tmp_path / "out", create=True).root
+
+
+def test_a_sound_store_is_told_and_exits_with_0(run, root):
+    code, out, _ = run("audit", root)
+    assert (code, out.splitlines()[-1]) == (0, "sound")
+
+
+def test_damage_is_told_with_its_remedy_exits_with_1_and_is_mended(run, root):
+    Store(root).backend.put("images/notes.txt", b"mine")
+    code, out, _ = run("audit", root, "--fast")
+    assert code == 1
+    assert "damage  foreign_object  images/notes.txt" in out
+    assert "moved to _commit/quarantine" in out
+    code, out, _ = run("audit", root, "--repair", "--json")
+    assert code == 0
+    assert json.loads(out)["repaired"]["num_moved"] == 1
+    assert Store(root).backend.get(f"{layout.QUARANTINE}/images/notes.txt") == b"mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("audit", "nowhere"), "no Pixelmill store"),
+        (("audit", "nowhere", "--grace", "soon"), "--grace: "),
         (("compact", "nowhere"), "no Pixelmill store"),
         (("compact", "nowhere", "--target-mb", "0"), "at least 1"),
         (("prune", "nowhere"), "say what to remove"),
@@ -80,7 +94,7 @@ def test_wrong_usage_is_told_in_a_line(run, monkeypatch, tmp_path, arguments, to
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["compact", "prune", "promote", "rollback"])
+@pytest.mark.parametrize("command", ["audit", "compact", "prune", "promote", "rollback"])
 def test_every_command_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
