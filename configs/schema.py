@@ -407,7 +407,9 @@ class EvaluationConfig(Frozen):
     """Where truth is, and how it is compared."""
 
     instances: LocalPath | None = Field(
-        default=None, description="COCO JSON with boxes and masks, relative to the images' parent"
+        default=None,
+        description="boxes and masks: COCO JSON, or folder of VOC XML or YOLO txt, relative to the "
+        "images' parent",
     )
     semantic: LocalPath | None = Field(
         default=None, description="folder of PNG label maps named like the images"

@@ -18,7 +18,7 @@ from pixelmill.models.captioning import build_vocabulary, encode_caption
 from pixelmill.models.losses import pixel_weights
 from pixelmill.models.ops.boxes import large_enough
 from pixelmill.models.targets import BoxTarget, CaptionTarget, ClassTarget, SemanticTarget, Target
-from pixelmill.tasks.box_files import load_boxes
+from pixelmill.tasks.box_files import FolderSizes, load_boxes
 from pixelmill.tasks.engine.decode import decode_image
 from pixelmill.tasks.engine.header import read_header
 from pixelmill.tasks.metrics.detection import TruthImage
@@ -213,7 +213,7 @@ def _read_image(path: Path) -> Tensor:
 
 
 def _load_boxes(config: TrainConfig, source: DataSource, base: Path) -> Dataset:
-    truth = load_boxes(source.truth, source.images, config.classes)
+    truth = load_boxes(source.truth, FolderSizes(source.images), config.classes)
     with_masks = config.task == "instance_segmentation"
     if with_masks and not truth.has_masks:
         raise ValueError(f"{source.truth} has boxes without masks; use task: detection")

@@ -56,7 +56,7 @@ def evaluate(
         FileNotFoundError: a truth file is not there.
         KeyError: a model is not in the store.
     """
-    truth = load_truths(config, base)
+    truth = load_truths(config, base, store, collection)
     found, skipped = compare_models(store, config, truth, collection=collection, models=models)
     return Evaluation(
         collection=collection,

@@ -15,7 +15,7 @@ from pixelmill.models.build import build_network, resolve_model
 from pixelmill.models.checkpoint import read_metadata
 from pixelmill.models.interface import Network
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.box_files import load_boxes
+from pixelmill.tasks.box_files import FolderSizes, load_boxes
 from pixelmill.tasks.datasets import DataSource
 from pixelmill.tasks.engine.decode import decode_image
 from pixelmill.tasks.engine.merge import merge_views
@@ -23,7 +23,12 @@ from pixelmill.tasks.engine.views import draw_view, plan_views
 from pixelmill.tasks.metrics.bootstrap import Number, Statistics, intervals
 from pixelmill.tasks.metrics.captions import score_captions
 from pixelmill.tasks.metrics.classification import score_labels
-from pixelmill.tasks.metrics.detection import IouType, encode_mask, score_detections
+from pixelmill.tasks.metrics.detection import (
+    InstanceTruth,
+    IouType,
+    encode_mask,
+    score_detections,
+)
 from pixelmill.tasks.metrics.results import Metric
 from pixelmill.tasks.metrics.segmentation import (
     class_tallies,
@@ -54,6 +59,8 @@ _SHOWN = (
 _NUM_RESAMPLES = 1000
 
 Size = tuple[int, int]
+# By file name in the truth
+Predictions = Mapping[str, ImagePrediction]
 
 
 def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> dict[str, float]:
@@ -70,19 +77,16 @@ def check_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> d
     """
     if not names:
         return {}
-    spec = _spec_of(weights)
-    predictions = predict_held_out(weights, source, names)
-    return score_predictions(predictions, source.truth, spec, images=source.images)
+    return score_predictions(predict_held_out(weights, source, names), source, _spec_of(weights))
 
 
 def measure_held_out(weights: Path, source: DataSource, names: Sequence[str]) -> tuple[Metric, ...]:
     """The numbers of `check_held_out`, with 95 % intervals where there are enough images."""
     if not names:
         return ()
-    spec = _spec_of(weights)
     predictions = predict_held_out(weights, source, names)
     measured: list[Metric] = []
-    for prefix, scores in _score(predictions, source.truth, spec, source.images):
+    for prefix, scores in _score(predictions, source, _spec_of(weights)):
         found = intervals(scores.statistics, _NUM_RESAMPLES)
         measured += [
             replace(each, name=prefix + each.name, interval=found.get(Number(each.name)))
@@ -110,23 +114,19 @@ def _spec_of(weights: Path) -> ModelSpec:
 
 
 def score_predictions(
-    predictions: Mapping[str, ImagePrediction],
-    truth: Path,
-    spec: ModelSpec,
-    *,
-    images: Path | None = None,
+    predictions: Predictions, source: DataSource, spec: ModelSpec
 ) -> dict[str, float]:
     """The main numbers of the task, see `check_held_out`.
 
     Args:
         predictions: by file name in the truth.
-        truth: as for training: boxes in any format, a folder of label maps, captions, labels.
+        source: truth as for training: boxes in any format, a folder of label maps, captions,
+            labels.
         spec: of the model; its classes are named as in the truth.
-        images: folder of the images, which truth in VOC or YOLO files needs.
     """
     return {
         prefix + each.name: each.value
-        for prefix, scores in _score(predictions, truth, spec, images)
+        for prefix, scores in _score(predictions, source, spec)
         for each in scores.metrics
         if each.name in _SHOWN
     }
@@ -141,19 +141,17 @@ class _Scores:
 
 
 def _score(
-    predictions: Mapping[str, ImagePrediction],
-    truth: Path,
-    spec: ModelSpec,
-    images: Path | None,
+    predictions: Predictions, source: DataSource, spec: ModelSpec
 ) -> list[tuple[str, _Scores]]:
     """Numbers of each kind of truth, with what is written before their names."""
     if spec.task == "semantic_segmentation":
-        return [("", _score_semantic(predictions, truth, spec))]
+        return [("", _score_semantic(predictions, source.truth, spec))]
     if spec.task == "captioning":
-        return [("", _score_captions(predictions, truth))]
+        return [("", _score_captions(predictions, source.truth))]
     if spec.task == "classification":
-        return [("", _score_labels(predictions, truth, spec))]
-    return _score_boxes(predictions, truth, spec, images)
+        return [("", _score_labels(predictions, source.truth, spec))]
+    truth = load_boxes(source.truth, FolderSizes(source.images), spec.classes)
+    return _score_boxes(predictions, truth, spec)
 
 
 def predict_image(network: Network, spec: ModelSpec, path: Path) -> ImagePrediction:
@@ -167,12 +165,8 @@ def predict_image(network: Network, spec: ModelSpec, path: Path) -> ImagePredict
 
 
 def _score_boxes(
-    predictions: Mapping[str, ImagePrediction],
-    truth_path: Path,
-    spec: ModelSpec,
-    images_folder: Path | None,
+    predictions: Predictions, truth: InstanceTruth, spec: ModelSpec
 ) -> list[tuple[str, _Scores]]:
-    truth = load_boxes(truth_path, images_folder or truth_path.parent, spec.classes)
     images = tuple(image for image in truth.images if image.file_name in predictions)
     ids = {image.id for image in images}
     notes = tuple(note for note in truth.annotations if note["image_id"] in ids)
@@ -182,10 +176,11 @@ def _score_boxes(
     for image in images:
         found = predictions[image.file_name].detections
         if found is not None:
-            named = _as_coco(found, image.id, (image.height, image.width))
-            for entry in named:
-                entry["category_id"] = category_ids[spec.classes[entry.pop("label")]]
-            detections += named
+            for entry in _as_coco(found, image.id, (image.height, image.width)):
+                # A class that the truth does not know is neither right nor wrong
+                name = spec.classes[entry.pop("label")]
+                if name in category_ids:
+                    detections.append(entry | {"category_id": category_ids[name]})
     kinds: list[tuple[str, IouType]] = [("box ", "bbox")]
     if spec.task == "instance_segmentation":
         kinds.append(("mask ", "segm"))
@@ -221,9 +216,7 @@ def _whole_mask(crop: MaskCrop, size: Size) -> NDArray[np.bool_]:
     return mask
 
 
-def _score_semantic(
-    predictions: Mapping[str, ImagePrediction], truth_path: Path, spec: ModelSpec
-) -> _Scores:
+def _score_semantic(predictions: Predictions, truth_path: Path, spec: ModelSpec) -> _Scores:
     maps = load_semantic(truth_path).maps
     counted = [
         confusion_counts(
@@ -242,7 +235,7 @@ def _score_semantic(
     return _Scores(score_confusion(total, spec.classes).metrics, statistics)
 
 
-def _score_captions(predictions: Mapping[str, ImagePrediction], truth_path: Path) -> _Scores:
+def _score_captions(predictions: Predictions, truth_path: Path) -> _Scores:
     truth = load_captions(truth_path)
     references = dict(zip(truth.file_names, truth.captions, strict=True))
     candidates = [prediction.captions[0].text for prediction in predictions.values()]
@@ -250,9 +243,7 @@ def _score_captions(predictions: Mapping[str, ImagePrediction], truth_path: Path
     return _Scores(scores.metrics, scores.statistics)
 
 
-def _score_labels(
-    predictions: Mapping[str, ImagePrediction], truth_path: Path, spec: ModelSpec
-) -> _Scores:
+def _score_labels(predictions: Predictions, truth_path: Path, spec: ModelSpec) -> _Scores:
     truth = load_labels(truth_path).labels
     ranked = [
         [spec.classes[label.class_id] for label in prediction.labels]

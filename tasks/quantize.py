@@ -21,16 +21,13 @@ from pixelmill.models.engines.quantized import quantize_graph, save_quantized
 from pixelmill.models.interface import Network
 from pixelmill.models.network import EngineNetwork
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.box_files import FolderSizes, load_boxes
+from pixelmill.tasks.datasets import DataSource
 from pixelmill.tasks.engine.decode import DecodeError, decode_image
 from pixelmill.tasks.engine.views import Placement, draw_view, plan_views
 from pixelmill.tasks.holdout import predict_image, score_predictions
 from pixelmill.tasks.names import place_inside
-from pixelmill.tasks.truth import (
-    load_captions,
-    load_coco_instances,
-    load_semantic,
-    without_suffix,
-)
+from pixelmill.tasks.truth import load_captions, load_labels, load_semantic, without_suffix
 
 __all__ = ["MAX_DISAGREEMENT", "MAX_LOSS", "QuantizeReport", "quantize_model"]
 
@@ -39,7 +36,7 @@ MAX_LOSS = 0.02
 # Without truth: an answer that differs need not be worse
 MAX_DISAGREEMENT = 0.1
 
-_JUDGED = ("box AP", "mask AP", "mIoU", "CIDEr-D")
+_JUDGED = ("box AP", "mask AP", "mIoU", "CIDEr-D", "top-1")
 _SEED = 0
 
 Size = tuple[int, int]
@@ -83,7 +80,8 @@ def quantize_model(
         base: folder that relative paths in the config start from.
         images: folder of images like those that will be scored.
         out: the file, .safetensors.
-        truth: of some of the images, as for training; the held-out images are of these.
+        truth: of some of the images, in any format that training takes; the held-out images are
+            of these.
         num_images: to calibrate on, and as many again to judge by; of a smaller folder half each.
         max_loss: see `QuantizeReport.loss`; None: `MAX_LOSS`, without truth `MAX_DISAGREEMENT`.
 
@@ -93,11 +91,10 @@ def quantize_model(
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"the file of int8 graphs must end in .safetensors, got {str(out)!r}")
-    if truth is not None and config.task == "classification":
-        raise ValueError("truth of classes is not read here; leave it out to compare with float32")
     limit = max_loss if max_loss is not None else MAX_LOSS if truth else MAX_DISAGREEMENT
     spec = _resolve(config, base, {"precision": "fp32", "quantized": None})
-    calibration, held_out = _share_out(images, truth, config, num_images)
+    source = None if truth is None else DataSource(images, truth)
+    calibration, held_out = _share_out(images, _truth_test(source, spec), num_images)
     network = build_network(spec)
     graphs = _quantize(network, spec, calibration)
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,8 +102,8 @@ def quantize_model(
         save_quantized(trial, graphs, spec, {})
         changes = {"precision": "int8", "quantized": str(trial)}
         quantized = build_network(_resolve(config, base, changes))
-        before, after = _judge(network, quantized, spec, held_out, truth)
-    loss = _largest_loss(before, after) if truth else 1 - min(after.values())
+        before, after = _judge(network, quantized, spec, held_out, source)
+    loss = _largest_loss(before, after) if source else 1 - min(after.values())
     report = QuantizeReport(len(calibration), len(held_out), before, after, loss)
     if not loss <= limit:  # NaN is refused too
         raise ValueError(
@@ -128,7 +125,7 @@ def _resolve(config: ModelConfig, base: Path, changes: Mapping[str, Any]) -> Mod
 
 
 def _share_out(
-    images: Path, truth: Path | None, config: ModelConfig, num_images: int
+    images: Path, has_truth: Callable[[str], bool] | None, num_images: int
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Files to calibrate on, and to judge by; the same of the same folder every time."""
     suffixes = IngestConfig().suffixes
@@ -138,31 +135,33 @@ def _share_out(
         if path.suffix.lower() in suffixes and path.is_file()
     )
     random.Random(_SEED).shuffle(names)
-    has_truth = _truth_test(truth, config)
-    judged = [name for name in names if has_truth(name)]
+    judged = [name for name in names if has_truth is None or has_truth(name)]
     held_out = judged[: min(num_images, max(len(names) // 2, 1))]
     kept = set(held_out)
     calibration = [name for name in names if name not in kept][:num_images]
     if not held_out or not calibration:
         raise ValueError(
-            f"expected images to calibrate on and others{' with truth' if truth else ''} to judge "
-            f"by, got {len(names)} images in {str(images)!r}, {len(judged)} to judge by"
+            "expected images to calibrate on and others"
+            f"{' with truth' if has_truth else ''} to judge by, got {len(names)} images in "
+            f"{str(images)!r}, {len(judged)} to judge by"
         )
     places = {name: place_inside(images, name) for name in (*calibration, *held_out)}
     return {name: places[name] for name in calibration}, {name: places[name] for name in held_out}
 
 
-def _truth_test(truth: Path | None, config: ModelConfig) -> Callable[[str], bool]:
-    """Whether an image has truth; without truth all may be judged by."""
-    if truth is None:
-        return lambda name: True
-    if config.task == "semantic_segmentation":
-        maps = load_semantic(truth).maps
+def _truth_test(source: DataSource | None, spec: ModelSpec) -> Callable[[str], bool] | None:
+    """Whether an image has truth; None: none is asked for, and all may be judged by."""
+    if source is None:
+        return None
+    if spec.task == "semantic_segmentation":
+        maps = load_semantic(source.truth).maps
         return lambda name: without_suffix(name) in maps
-    if config.task == "captioning":
-        return frozenset(load_captions(truth).file_names).__contains__
-    listed = frozenset(image.file_name for image in load_coco_instances(truth).images)
-    return listed.__contains__
+    if spec.task == "captioning":
+        return frozenset(load_captions(source.truth).file_names).__contains__
+    if spec.task == "classification":
+        return load_labels(source.truth).labels.__contains__
+    boxes = load_boxes(source.truth, FolderSizes(source.images), spec.classes)
+    return frozenset(image.file_name for image in boxes.images).__contains__
 
 
 def _quantize(network: Network, spec: ModelSpec, images: Mapping[str, Path]) -> dict[Size, object]:
@@ -219,14 +218,16 @@ def _judge(
     quantized: Network,
     spec: ModelSpec,
     images: Mapping[str, Path],
-    truth: Path | None,
+    source: DataSource | None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """`QuantizeReport.fp32` and `.int8`."""
-    if truth is None:
+    if source is None:
         return {}, _agreement(quantized, reference, spec, images.values())
     before, after = (
         score_predictions(
-            {name: predict_image(network, spec, path) for name, path in images.items()}, truth, spec
+            {name: predict_image(network, spec, path) for name, path in images.items()},
+            source,
+            spec,
         )
         for network in (reference, quantized)
     )

@@ -121,7 +121,7 @@ def compare_by_truth(
     keys = [_key_of(store, name) for name in (model_a, model_b)]
     if keys[0] == keys[1]:
         raise ValueError(f"{model_a!r} and {model_b!r} are the same model: {keys[0]}")
-    truth = load_truths(config, base)
+    truth = load_truths(config, base, store, collection)
     found, skipped = compare_models(store, config, truth, collection=collection, models=keys)
     kinds: dict[Kind, dict[str, Comparison]] = {}
     for one in found:

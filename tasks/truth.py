@@ -162,6 +162,8 @@ def _get(raw: Any, key: str) -> Any:
 
 
 def _read_coco(path: Path) -> Mapping[str, Any]:
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a COCO JSON file, got a folder")
     try:
         document = json.loads(path.read_bytes())
     except ValueError as err:

@@ -208,7 +208,7 @@ def models_quantize(
     model: Annotated[str | None, Parameter(help="Name of one of several models.")] = None,
     truth: Annotated[
         Path | None,
-        Parameter(help="COCO file or folder of label maps; else compare with float32."),
+        Parameter(help="As training takes it, of some of them; else compare with float32."),
     ] = None,
     number: Annotated[
         int, Parameter(help="Images to calibrate on, and as many to judge by.")

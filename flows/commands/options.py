@@ -153,7 +153,10 @@ class Truth:
     """What predictions are compared with."""
 
     instances: Annotated[
-        Path | None, Parameter(help="COCO JSON with boxes and masks.", group=TRUTH)
+        Path | None,
+        Parameter(
+            help="Boxes and masks: COCO JSON, or folder of VOC *.xml or YOLO *.txt.", group=TRUTH
+        ),
     ] = None
     semantic: Annotated[
         Path | None, Parameter(help="Folder of PNG label maps named like the images.", group=TRUTH)

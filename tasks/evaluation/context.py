@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pixelmill.configs.schema import EvaluationConfig
 from pixelmill.models.spec import ModelSpec
+from pixelmill.tasks.box_files import Size
 from pixelmill.tasks.evaluation.records import EvaluationRecords
 from pixelmill.tasks.metrics.bootstrap import MIN_IMAGES, Number, Statistics, intervals
 from pixelmill.tasks.metrics.results import ImageRow, Kind, Metric, ModelEvaluation
@@ -28,6 +29,7 @@ __all__ = [
     "images_of",
     "no_common_class",
     "read_collection",
+    "read_sizes",
     "with_intervals",
 ]
 
@@ -309,6 +311,18 @@ def read_collection(store: Store, name: str) -> CollectionImages:
         image_ids=dict(zip(rows["path"], rows["image_id"], strict=True)),
         failures=failures.to_pandas(),
     )
+
+
+def read_sizes(store: Store, name: str) -> dict[str, Size | None]:
+    """(height, width) of a collection's images by path; None of those that nobody could read."""
+    columns = ["path", "width", "height", "collection"]
+    catalog = store.table("catalog", columns=columns).to_pandas()
+    rows = catalog[catalog["collection"] == name].drop_duplicates("path", keep="last")
+    failed = store.table("failures", columns=["path"], filters=[("collection", "=", name)])
+    sizes: dict[str, Size | None] = dict.fromkeys(failed["path"].to_pylist())
+    for path, width, height in zip(rows["path"], rows["width"], rows["height"], strict=True):
+        sizes[path] = None if pd.isna(width) or pd.isna(height) else (int(height), int(width))
+    return sizes
 
 
 def choose_models(store: Store, names: Sequence[str] | None) -> dict[str, ModelSpec]:

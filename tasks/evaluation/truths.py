@@ -1,23 +1,28 @@
 """The truth that a configuration names, loaded and cut to a subset."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pixelmill.configs.schema import EvaluationConfig
+from pixelmill.tasks.box_files import Sizes, load_boxes
+from pixelmill.tasks.evaluation.context import read_sizes
 from pixelmill.tasks.metrics.detection import InstanceTruth
 from pixelmill.tasks.names import name_fault
+from pixelmill.tasks.store import Store
 from pixelmill.tasks.truth import (
     CaptionTruth,
     LabelTruth,
     SemanticTruth,
     load_captions,
-    load_coco_instances,
     load_labels,
     load_semantic,
     without_suffix,
 )
 
-__all__ = ["Truths", "load_truths"]
+__all__ = ["Truths", "load_instances", "load_truths"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +49,39 @@ class Truths:
         return names
 
 
-def load_truths(config: EvaluationConfig, base: Path) -> Truths:
+def load_truths(config: EvaluationConfig, base: Path, store: Store, collection: str) -> Truths:
     """All truth of the configuration, of the images of its subset.
 
     Args:
         config: where truth is.
         base: folder that relative paths in `config` start from.
+        store: that knows the sizes of the images, for truth in VOC or YOLO files.
+        collection: whose images are evaluated.
 
     Raises:
         ValueError: the config names no truth, or a file has faults.
         FileNotFoundError: a file is not there.
     """
-    truth = _load(config, base)
+    truth = _load(config, base, partial(read_sizes, store, collection))
     return truth if config.subset is None else _restrict(truth, base / config.subset)
 
 
-def _load(config: EvaluationConfig, base: Path) -> Truths:
+def load_instances(truth: Path, sizes: Sizes) -> InstanceTruth:
+    """Boxes and masks in any format, also of images that nobody could read or has scored.
+
+    The size of such an image is unknown to VOC and YOLO files. That of most others is taken: only
+    into which range of areas its objects are counted depends on it.
+
+    Args:
+        truth: COCO JSON, or a folder of VOC *.xml or of YOLO *.txt.
+        sizes: of the collection's images.
+    """
+    known = Counter(size for size in sizes.values() if size is not None)
+    usual = known.most_common(1)[0][0] if known else (1, 1)
+    return load_boxes(truth, sizes, unknown=usual)
+
+
+def _load(config: EvaluationConfig, base: Path, read_sizes: Callable[[], Sizes]) -> Truths:
     places = {
         name: base / place
         for name in ("instances", "semantic", "captions", "labels")
@@ -76,8 +98,11 @@ def _load(config: EvaluationConfig, base: Path) -> Truths:
             + "\n  ".join(absent)
             + f"\nrelative paths start from {base}; correct them, or leave the entry out"
         )
+    instances = places.get("instances")
+    # COCO JSON says the sizes itself
+    sizes = read_sizes() if instances is not None and instances.is_dir() else {}
     return Truths(
-        instances=load_coco_instances(places["instances"]) if "instances" in places else None,
+        instances=None if instances is None else load_instances(instances, sizes),
         semantic=load_semantic(places["semantic"]) if "semantic" in places else None,
         captions=load_captions(places["captions"]) if "captions" in places else None,
         labels=load_labels(places["labels"]) if "labels" in places else None,

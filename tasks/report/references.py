@@ -1,11 +1,13 @@
 """What is true of the gallery's images, from the files that the evaluation read."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pixelmill.tasks.box_files import Sizes
+from pixelmill.tasks.evaluation.truths import load_instances
 from pixelmill.tasks.metrics.results import Evaluation
-from pixelmill.tasks.truth import load_captions, load_coco_instances, match_images
+from pixelmill.tasks.truth import load_captions, match_images
 
 __all__ = ["References", "TrueBox", "load_references"]
 
@@ -35,7 +37,10 @@ class References:
 
 
 def load_references(
-    evaluation: Evaluation | None, shown: Iterable[str], catalog_paths: Iterable[str]
+    evaluation: Evaluation | None,
+    shown: Iterable[str],
+    catalog_paths: Iterable[str],
+    read_sizes: Callable[[], Sizes],
 ) -> References:
     """Read boxes and captions of a few images; masks and label maps are left out.
 
@@ -43,6 +48,7 @@ def load_references(
         evaluation: `truth` names its files; None: nothing is known.
         shown: paths of the images wanted.
         catalog_paths: all paths of the collection, which the truth's names are matched with.
+        read_sizes: of its images, for truth in VOC or YOLO files.
 
     Raises:
         ValueError: a truth file has faults.
@@ -53,19 +59,24 @@ def load_references(
         for kind in ("instances", "captions")
         if evaluation is not None and kind in evaluation.truth and wanted
     }
-    present = {kind: path for kind, path in sources.items() if path.is_file()}
+    present = {kind: path for kind, path in sources.items() if path.exists()}
     known = list(catalog_paths)
     return References(
-        boxes=_boxes(present["instances"], wanted, known) if "instances" in present else {},
+        boxes=_boxes(present["instances"], wanted, known, read_sizes)
+        if "instances" in present
+        else {},
         captions=_captions(present["captions"], wanted, known) if "captions" in present else {},
         absent=tuple(str(path) for kind, path in sources.items() if kind not in present),
     )
 
 
 def _boxes(
-    path: Path, wanted: frozenset[str], catalog_paths: list[str]
+    path: Path,
+    wanted: frozenset[str],
+    catalog_paths: list[str],
+    read_sizes: Callable[[], Sizes],
 ) -> dict[str, tuple[TrueBox, ...]]:
-    truth = load_coco_instances(path)
+    truth = load_instances(path, read_sizes() if path.is_dir() else {})
     places = match_images((image.file_name for image in truth.images), catalog_paths).paths
     images = {image.id: image for image in truth.images if places.get(image.file_name) in wanted}
     names = {category.id: category.name for category in truth.categories}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelmill.tasks.box_files import load_boxes
+from pixelmill.tasks.box_files import FolderSizes, load_boxes
 from pixelmill.tasks.truth import load_coco_instances
 
 # pycocotools 2.0.11 decodes run lengths with what NumPy 2 calls deprecated
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def load(folder, classes=None):
-    return load_boxes(folder / "truth", folder / "images", classes)
+    return load_boxes(folder / "truth", FolderSizes(folder / "images"), classes)
 
 
 def by_image(truth):
@@ -111,6 +111,13 @@ def test_yolo_classes_are_named_in_a_file_beside_the_labels(folder, name, text):
     assert by_image(load(folder))["a.png"][0][0] == "dog"
 
 
+def test_yolo_classes_may_be_named_above_the_labels_of_a_part(folder):
+    (folder / "truth" / "sub" / "b.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    (folder / "data.yaml").write_text("names: [cat, dog]\n")
+    truth = load_boxes(folder / "truth" / "sub", FolderSizes(folder / "images"))
+    assert by_image(truth)["sub/b.jpg"][0][0] == "dog"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -130,11 +137,33 @@ def test_faults_of_yolo_lines_are_named(folder, line, message):
 
 def test_labels_without_names_or_images_are_faults(folder):
     (folder / "truth" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(ValueError, match=r"name them in classes .*data\.yaml"):
+    with pytest.raises(ValueError, match=r"name them in classes\.txt .*data\.yaml"):
         load(folder)
     (folder / "truth" / "z.txt").write_text("")
     with pytest.raises(ValueError, match=r"z\.txt: no image z\.\*"):
         load(folder, ("cat",))
+
+
+def test_labels_in_another_folder_belong_to_the_only_image_of_their_name(folder):
+    (folder / "truth" / "sub" / "a.xml").write_text(voc(("dog", (1, 1, 40, 20), 0)))
+    assert by_image(load(folder)) == {"a.png": [("dog", [0, 0, 40, 20], 0)]}
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(folder / "images" / "a.jpg")
+    with pytest.raises(ValueError, match=r"sub/a\.xml: no image sub/a\.\*, or several"):
+        load(folder)
+
+
+def test_labels_of_images_that_nobody_knows_are_kept_where_a_size_is_given(folder):
+    (folder / "truth" / "sub" / "c.xml").write_text(voc(("dog", (1, 1, 400, 200), 0)))
+    truth = load_boxes(folder / "truth", {}, unknown=(20, 40))
+    # Nothing says that its image is so small
+    assert by_image(truth) == {"sub/c.xml": [("dog", [0, 0, 400, 200], 0)]}
+
+
+def test_a_damaged_image_is_a_fault_of_its_label(folder):
+    (folder / "truth" / "a.xml").write_text(voc(("dog", (1, 1, 40, 20), 0)))
+    (folder / "images" / "a.png").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"a\.xml: image a\.png: "):
+        load(folder)
 
 
 def test_labels_do_not_lead_out_of_their_folder(folder):
@@ -149,12 +178,12 @@ def test_a_folder_of_something_else_is_refused(folder):
         load(folder)
     (folder / "truth.json").write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(ValueError, match="nothing to evaluate against"):
-        load_boxes(folder / "truth.json", folder / "images")
+        load_boxes(folder / "truth.json", {})
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no real data beside the repository")
 def test_voc_files_of_bccd_say_what_its_coco_file_says():
-    truth = load_boxes(SHARED / "bccd" / "voc", SHARED / "bccd" / "images")
+    truth = load_boxes(SHARED / "bccd" / "voc", FolderSizes(SHARED / "bccd" / "images"))
     expected = load_coco_instances(SHARED / "bccd" / "instances.json")
 
     # the COCO file leaves out two boxes of a single pixel

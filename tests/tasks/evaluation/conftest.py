@@ -193,9 +193,8 @@ class Nights:
         self.score(names)
 
     def evaluate(self, **changes):
-        config = EvaluationConfig(
-            instances="instances.json", semantic="semantic", **{"bootstrap": 0, **changes}
-        )
+        known = {"instances": "instances.json", "semantic": "semantic", "bootstrap": 0}
+        config = EvaluationConfig(**(known | changes))
         return evaluate(self.store, config, base=self.base, collection="photos")
 
 

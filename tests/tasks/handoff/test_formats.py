@@ -8,7 +8,7 @@ from pycocotools import mask as codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pixelmill.tasks.box_files import load_voc, load_yolo
+from pixelmill.tasks.box_files import FolderSizes, load_voc, load_yolo
 from pixelmill.tasks.handoff.formats import FORMATS, export_scenes
 from pixelmill.tasks.handoff.scenes import (
     Scene,
@@ -135,7 +135,7 @@ def test_captions_and_labels(export):
 
 def test_yolo_boxes_come_back(export, images):
     scenes, out, _ = export("boxer", "yolo")
-    truth = load_yolo(out / "labels", images)
+    truth = load_yolo(out / "labels", FolderSizes(images))
     assert yaml.safe_load((out / "data.yaml").read_text())["names"][1] == "boat"
     boxes = [
         thing.box_xyxy for scene in sorted(scenes, key=lambda s: s.path) for thing in scene.things
@@ -147,14 +147,14 @@ def test_yolo_boxes_come_back(export, images):
 
 def test_yolo_polygons_come_back(export, images):
     scenes, out, _ = export("masker", "yolo")
-    truth = load_yolo(out / "labels", images)
+    truth = load_yolo(out / "labels", FolderSizes(images))
     areas = sorted(float(codec.area(t.mask)) for s in scenes for t in s.things)
     assert np.allclose(sorted(a["area"] for a in truth.annotations), areas, rtol=0.1)
 
 
 def test_voc_comes_back_to_the_pixel(export, images):
     scenes, out, _ = export("boxer", "voc")
-    truth = load_voc(out / "Annotations", images)
+    truth = load_voc(out / "Annotations", FolderSizes(images))
     in_order = sorted(scenes, key=lambda scene: scene.path)
     boxes = [thing.box_xyxy for scene in in_order for thing in scene.things]
     read = [(x, y, x + w, y + h) for x, y, w, h in (a["bbox"] for a in truth.annotations)]

@@ -26,7 +26,7 @@ def truth(tmp_path, evaluation):
 
 
 def test_truth_of_the_images_shown_is_read(truth, paths):
-    found = load_references(truth, ["pier/0.png"], paths)
+    found = load_references(truth, ["pier/0.png"], paths, dict)
     (box,) = found.boxes["pier/0.png"]
     assert (box.left, box.top, box.width, box.height, box.class_name) == (25, 25, 50, 50, "car")
     assert found.captions == {"pier/0.png": ("a quay",)}
@@ -34,10 +34,23 @@ def test_truth_of_the_images_shown_is_read(truth, paths):
 
 
 def test_truth_that_moved_away_is_named(evaluation, paths):
-    found = load_references(evaluation, ["pier/0.png"], paths)
+    found = load_references(evaluation, ["pier/0.png"], paths, dict)
     assert found.boxes == {}
     assert found.absent == ("/nowhere/instances.json",)
 
 
 def test_without_evaluation_nothing_is_known(paths):
-    assert load_references(None, paths, paths).absent == ()
+    assert load_references(None, paths, paths, dict).absent == ()
+
+
+def test_boxes_of_voc_files_are_shown_too(truth, tmp_path, paths):
+    (tmp_path / "voc").mkdir()
+    corners = "<xmin>17</xmin><ymin>13</ymin><xmax>48</xmax><ymax>36</ymax>"
+    (tmp_path / "voc" / "0.xml").write_text(
+        f"<a><object><name>car</name><bndbox>{corners}</bndbox></object></a>"
+    )
+    truth = replace(truth, truth={"instances": str(tmp_path / "voc")})
+    found = load_references(truth, paths, paths, lambda: dict.fromkeys(paths, (48, 64)))
+    (box,) = found.boxes["pier/0.png"]
+    assert (box.left, box.top, box.width, box.height, box.class_name) == (25, 25, 50, 50, "car")
+    assert found.absent == ()
