@@ -123,6 +123,17 @@ def test_a_class_that_became_another_is_named_first(two_versions, predicted):
     assert pair.flips.counts[pair.flips.rows.index("dog")][pair.flips.columns.index("person")] > 0
 
 
+def test_a_class_may_be_called_anything(two_versions, predicted):
+    def swap(label, box, score):
+        return (0 if label == 1 else label), box, score
+
+    classes = ("{0}", "{part}", "%s", "a\nb")
+    pair = two_versions(
+        predicted.found_by, lambda i: predicted.found_by(i, change=swap), classes=classes
+    )
+    assert any("of them {0}" in finding.text for finding in pair.findings)
+
+
 def test_scores_that_fell_are_named_first_and_mapped(two_versions, predicted):
     pair = two_versions(
         predicted.found_by,
