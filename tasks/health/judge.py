@@ -1,6 +1,7 @@
 """Tonight against a trailing baseline: what is unusual, and whether that is an alarm."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import median
@@ -9,7 +10,14 @@ from typing import Any, Literal
 from pixelmill.configs.schema import HealthConfig
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.health.drift import Histogram, Shift, compare, pool
-from pixelmill.tasks.health.nights import Night, Quantity, dates_of, read_night
+from pixelmill.tasks.health.nights import (
+    Night,
+    NightRuns,
+    Quantity,
+    dates_of,
+    read_night,
+    read_runs,
+)
 from pixelmill.tasks.stage import stage
 from pixelmill.tasks.store import RunRecord, Store
 
@@ -180,8 +188,10 @@ def check_health(
     specs = {spec.key: spec for run in runs for spec in run.models}
     current = {spec.key: spec for run in tonight for spec in run.models}
     dates = dates_of(store, specs)
+    # receipts are many, and the same for all models
+    runs_on = functools.cache(lambda day: read_runs(store, day, runs))
     models = tuple(
-        _judge_model(store, config, spec, chosen, collection, runs, specs, dates)
+        _judge_model(store, config, spec, chosen, collection, runs_on, specs, dates)
         for spec in current.values()
     )
     findings = _ordered([finding for model in models for finding in model.findings])
@@ -219,13 +229,12 @@ def _judge_model(
     spec: ModelSpec,
     date: str,
     collection: str,
-    runs: Sequence[RunRecord],
+    runs_on: Callable[[str], NightRuns],
     specs: dict[str, ModelSpec],
     dates: dict[str, list[str]],
 ) -> ModelHealth:
     def night(key: str, day: str) -> Night:
-        of_day = [run for run in runs if run.date == day]
-        return read_night(store, specs[key], day, collection, of_day)
+        return read_night(store, specs[key], collection, runs_on(day))
 
     now = night(spec.key, date)
     baseline = [

@@ -18,7 +18,7 @@ from pixelmill.tasks.metrics.ptb import tokenize_captions
 from pixelmill.tasks.store import RunRecord, Store
 from pixelmill.tasks.store.masks import read_planes
 
-__all__ = ["Night", "Quantity", "dates_of", "read_night"]
+__all__ = ["Night", "NightRuns", "Quantity", "dates_of", "read_night", "read_runs"]
 
 # Histograms of more images than this are of a sample; ids are digests, so the first are random
 _MOST_IMAGES = 50_000
@@ -72,6 +72,26 @@ class Night:
         return self.num_failed / max(1, self.num_failed + self.num_images)
 
 
+@dataclass(frozen=True, slots=True)
+class NightRuns:
+    """What all models of a collection have in common on one logical date.
+
+    Attributes:
+        records: of the runs.
+        brightness: of the images that they decoded; None: no worker noted it.
+    """
+
+    date: str
+    records: tuple[RunRecord, ...]
+    brightness: Histogram | None
+
+
+def read_runs(store: Store, date: str, records: Iterable[RunRecord]) -> NightRuns:
+    """The runs of a date among a collection's, and what their receipts say of the images."""
+    of_date = tuple(record for record in records if record.date == date)
+    return NightRuns(date, of_date, _brightness(store, of_date))
+
+
 def dates_of(store: Store, model_keys: Iterable[str]) -> dict[str, list[str]]:
     """Dates on which each model has published images, oldest first, from names alone."""
     return {
@@ -80,18 +100,16 @@ def dates_of(store: Store, model_keys: Iterable[str]) -> dict[str, list[str]]:
     }
 
 
-def read_night(
-    store: Store, spec: ModelSpec, date: str, collection: str, runs: Sequence[RunRecord]
-) -> Night:
+def read_night(store: Store, spec: ModelSpec, collection: str, runs: NightRuns) -> Night:
     """Count and bin one model's predictions of one date.
 
     Args:
         store: read part by part; of large nights a sample.
         spec: of the model.
-        date: YYYY-MM-DD.
         collection: only its images.
-        runs: the collection's runs of that date.
+        runs: the collection's runs of the date.
     """
+    date = runs.date
     where = [("date", "=", date), ("collection", "=", collection)]
     cut = _sample_cut(store, spec.key, date)
     within = [("image_id", "<", cut)] if cut else []
@@ -118,9 +136,8 @@ def read_night(
         else:
             found = _regions(store, spec, images)
     histograms |= found.histograms
-    brightness = _brightness(store, runs)
-    if brightness is not None:
-        histograms[Quantity("brightness")] = brightness
+    if runs.brightness is not None:
+        histograms[Quantity("brightness")] = runs.brightness
     return Night(
         date=date,
         model_key=spec.key,
@@ -128,8 +145,8 @@ def read_night(
         num_sampled=images.num_rows,
         num_empty=found.num_empty,
         failures=_failures(store, spec.key, where),
-        num_missing=_num_missing(store, spec.key, runs),
-        run_ids=tuple(run.run_id for run in runs),
+        num_missing=_num_missing(store, spec.key, runs.records),
+        run_ids=tuple(run.run_id for run in runs.records),
         histograms=histograms,
         counts=found.counts,
         means=found.means,
