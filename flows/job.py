@@ -1,8 +1,9 @@
 """What a scoring run is asked to do, and what that means here: folders, models, dates."""
 
+import contextlib
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import EvaluationConfig, RunConfig
 from pixelmill.flows.limits import Deadline, FailureBudget, parse_duration, seconds_until
+from pixelmill.flows.metrics import RunMetrics, open_metrics
 from pixelmill.flows.neighbours import Neighbours
 from pixelmill.flows.pool import check_scheduler, choose_cluster, count_gpus, count_workers
 from pixelmill.models.build import resolve_model
@@ -42,6 +44,7 @@ __all__ = [
     "resolve_models",
     "start_run",
     "truth_base",
+    "watched",
 ]
 
 DEFAULT_STORE = "pixelmill-store"
@@ -123,6 +126,7 @@ class Job:
         deadline: when it has to end.
         max_failures: more than that, and it is broken.
         gives_way: it starts no shard while a nightly run is at work on the store.
+        metrics: figures of the run, where somebody watches; see `watched`.
     """
 
     config: RunConfig
@@ -137,6 +141,7 @@ class Job:
     deadline: Deadline | None
     max_failures: FailureBudget | None
     gives_way: bool = False
+    metrics: RunMetrics | None = None
 
 
 def prepare_job(params: ScoreParams) -> Job:
@@ -176,6 +181,14 @@ def prepare_job(params: ScoreParams) -> Job:
         deadline=_deadline(params),
         max_failures=None if budget is None else FailureBudget.parse(budget),
     )
+
+
+@contextlib.contextmanager
+def watched(job: Job) -> Iterator[Job]:
+    """The job with figures that Prometheus reads meanwhile, if PIXELMILL_METRICS names a place."""
+    keys = [spec.key for spec in job.specs]
+    with open_metrics(job.collection, keys, job.config.compute.cost_per_hour) as metrics:
+        yield replace(job, metrics=metrics)
 
 
 def _deadline(params: ScoreParams) -> Deadline | None:

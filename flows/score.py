@@ -20,10 +20,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from pixelmill.configs.schema import ComputeConfig
-from pixelmill.flows.job import Job, ScoreParams, prepare_job, read_known, start_run
+from pixelmill.flows.job import Job, ScoreParams, prepare_job, read_known, start_run, watched
 from pixelmill.flows.limits import FailureBudget, Pace
 from pixelmill.flows.logs import score_logged
-from pixelmill.flows.metrics import open_metrics
 from pixelmill.flows.neighbours import NIGHTLY, Neighbours
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.progress import collected_logs, show_progress
@@ -205,7 +204,6 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
         progress = stack.enter_context(show_progress(job.collection, num_images, "scoring"))
         stack.enter_context(stop.listening())
         publisher = stack.enter_context(contextlib.closing(_Publisher(store, compute)))
-        metrics = stack.enter_context(open_metrics(job.collection, compute.cost_per_hour))
         pool = stack.enter_context(open_pool(compute.cluster, len(todo)))
 
         def should_stop() -> bool:
@@ -227,8 +225,8 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
             publisher.count()
             pace.add(shard.num_images, float(outcome.stats.get("wall_s", 0)))
             progress.done += shard.num_images
-            if metrics is not None:
-                metrics.on_done(shard, outcome)
+            if job.metrics is not None:
+                job.metrics.on_done(shard, outcome)
             logger.info("shard %s is done", shard.id, extra=_shard_facts(shard, outcome))
 
         def on_tick(submission: Submission) -> None:
@@ -246,8 +244,8 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
             elif submission.num_held and not submission.num_in_flight:
                 detail += ", waiting for shards of another run"
             progress.tick(detail)
-            if metrics is not None:
-                metrics.on_tick(submission, progress.images_per_s)
+            if job.metrics is not None:
+                job.metrics.on_tick(submission, progress.images_per_s)
 
         score_it = functools.partial(
             score_reference, store.root, neighbours.session, is_isolated=pool.is_isolated
@@ -336,14 +334,14 @@ def score(params: ScoreParams) -> State[RunReport]:
         Completed, CompletedWithQuarantine, OutOfTime, Failed if shards were given up or the run
         broke, or Cancelled if it was stopped; with the run's report as data.
     """
-    job = prepare_task(params)
-    store = Store(params.store, create=True)
-    listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
-    if params.since is not None:
-        listing = listing_since(listing, params.since, job.config.backfill.pattern)
-    is_part = params.since is not None
-    with Neighbours(store) as neighbours:
-        plan, scoring, end = score_listing(neighbours, job, listing, is_part=is_part)
+    with watched(prepare_task(params)) as job:
+        store = Store(params.store, create=True)
+        listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
+        if params.since is not None:
+            listing = listing_since(listing, params.since, job.config.backfill.pattern)
+        is_part = params.since is not None
+        with Neighbours(store) as neighbours:
+            plan, scoring, end = score_listing(neighbours, job, listing, is_part=is_part)
     evaluation = report = None
     if scoring.ended == "done":
         evaluation = evaluate_job(store, job)
