@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.spec import ModelSpec
@@ -21,14 +22,14 @@ def class_names(count: int = NUM_CLASSES) -> tuple[str, ...]:
     return tuple(f"class {number:02d}" for number in range(count))
 
 
-def detector() -> ModelSpec:
+def detector(version: int = 0) -> ModelSpec:
     return ModelSpec(
         name="finder",
         task="detection",
         architecture="some/architecture",
         arguments={},
         weights_path="weights",
-        weights_sha256="ab" * 32,
+        weights_sha256=f"{0xAB + version:02x}" * 32,
         classes=class_names(),
         preprocess=PreprocessConfig(canvases=((480, 640),)),
         precision="fp32",
@@ -67,21 +68,45 @@ def write_big_store(root: Path, num_images: int, boxes_per_image: int, files: li
         _put(store, "detections", partitions, night, boxes)
         _put(store, "images", partitions, night, images)
         store.backend.put(layout.done_key(night), b"")
-    store.create_run(
-        RunRecord(
-            run_id="20260101T000000-aaaaaa",
-            date="2026-01-01",
-            collection=COLLECTION,
-            source="/photos",
-            created_at=_WHEN.isoformat(),
-            config={},
-            models=(spec,),
-            num_images=num_images,
-            num_shards=0,
-        ),
-        PLAN.empty_table(),
-    )
+    _record(store, spec, num_images, partitions["date"])
     return store
+
+
+def write_version(root: Path, first: ModelSpec, second: ModelSpec, noise: float) -> None:
+    """Another version's predictions for the same images: boxes `noise` pixels off, all classes."""
+    store, rng = Store(root), np.random.default_rng(1)
+    for name in ("detections", "images"):
+        for seq, part in enumerate(store.parts(name, model=first.key), start=1000):
+            with store.backend.open(part.path) as file:
+                table = pq.read_table(file)
+            if name == "detections":
+                for axis in "xy":
+                    off = rng.normal(0, noise, table.num_rows).astype(np.float32)
+                    for column in (f"{axis}_min", f"{axis}_max"):
+                        index = table.column_names.index(column)
+                        values = pa.array(table[column].to_numpy() + off)
+                        table = table.set_column(index, table.field(index), values)
+            partitions = {**part.partitions, "model": second.key}
+            store.backend.put(layout.part_key(name, partitions, seq), encode_table(table))
+            store.backend.put(layout.done_key(seq), b"")
+    _record(store, second, 0, "2026-01-01")
+
+
+def _record(store: Store, spec: ModelSpec, num_images: int, date: str) -> None:
+    """A run that is known to have the model; it planned no shard."""
+    number = len(store.runs())
+    record = RunRecord(
+        run_id=f"20260101T{number:06d}-aaaaaa",
+        date=date,
+        collection=COLLECTION,
+        source="/photos",
+        created_at=_WHEN.isoformat(),
+        config={},
+        models=(spec,),
+        num_images=num_images,
+        num_shards=0,
+    )
+    store.create_run(record, PLAN.empty_table())
 
 
 def _boxes(image_ids: np.ndarray, each: int, rng: np.random.Generator) -> dict[str, pa.Array]:
