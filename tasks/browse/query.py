@@ -8,7 +8,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import pyarrow as pa
@@ -122,7 +122,7 @@ class Index:
     def refresh(self) -> bool:
         """See what was published since; true if anything was."""
         with self._lock:
-            parts = {name: self.store.parts(name) for name in _TABLES}
+            parts = self.store.parts_at_once(_TABLES)
             names = tuple((name, part.path) for name in _TABLES for part in parts[name])
             if names == self._parts:
                 return False
@@ -277,87 +277,101 @@ class Index:
         return self._ask(question)
 
 
+@dataclass(slots=True)
+class _Where:
+    """Conditions that must all hold, and the values of their placeholders."""
+
+    conditions: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def add(self, condition: str, *values: Any) -> None:
+        self.conditions.append(condition)
+        self.values += values
+
+    def __str__(self) -> str:
+        return f"WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
+
+
 def _images_query(wanted: Filter) -> tuple[str, list[Any]]:
     """One row per image that some model scored."""
-    conditions: list[str] = []
-    values: list[Any] = []
-    hits = ""
-    if wanted.by_score:
-        where = ["score >= ?", "score <= ?"]
-        hit_values: list[Any] = [wanted.low, wanted.high]
-        if wanted.class_name:
-            where.append("class_name = ?")
-            hit_values.append(wanted.class_name)
-        if wanted.model:
-            where.append("model = ?")
-            hit_values.append(wanted.model)
-        chosen = " AND ".join(where)
-        hits = (
-            "JOIN (SELECT image_id, model, max(score) AS score, count(*) AS hits FROM ("
-            f"SELECT image_id, model, score FROM detections WHERE {chosen} UNION ALL "
-            f"SELECT image_id, model, score FROM labels WHERE {chosen}"
-            ") GROUP BY image_id, model HAVING count(*) >= ?) AS hit "
-            "ON hit.image_id = images.image_id AND hit.model = images.model"
+    hits, hit_values = _hits(wanted) if wanted.by_score else ("", [])
+    where = _Where()
+    if wanted.collection:
+        where.add("images.collection = ?", wanted.collection)
+    if wanted.model:
+        where.add("images.model = ?", wanted.model)
+    if wanted.state == "found":
+        where.add("images.n_detections + images.n_captions > 0")
+    if wanted.state == "empty":  # label maps and labels of whole images are never empty
+        where.add("images.n_detections + images.n_captions = 0")
+        where.add("images.semantic_array IS NULL")
+        where.add(
+            "NOT EXISTS (SELECT 1 FROM labels WHERE labels.image_id = images.image_id "
+            "AND labels.model = images.model)"
         )
-        values += [*hit_values, *hit_values, max(wanted.min_boxes, 1)]
-    for column, value in (("collection", wanted.collection), ("model", wanted.model)):
-        if value:
-            conditions.append(f"images.{column} = ?")
-            values.append(value)
-    if wanted.state in ("found", "empty"):
-        sign = ">" if wanted.state == "found" else "="
-        conditions.append(f"images.n_detections + images.n_captions {sign} 0")
-        if wanted.state == "empty":  # label maps and labels of whole images are never empty
-            conditions.append("images.semantic_array IS NULL")
-            conditions.append(
-                "NOT EXISTS (SELECT 1 FROM labels WHERE labels.image_id = images.image_id "
-                "AND labels.model = images.model)"
-            )
     if wanted.state == "flagged":
-        conditions.append("images.status <> 'ok'")
+        where.add("images.status <> 'ok'")
     if wanted.text:
-        conditions.append(
+        where.add(
             "(contains(lower(images.path), lower(?)) OR images.image_id IN "
-            "(SELECT image_id FROM captions WHERE contains(lower(text), lower(?))))"
+            "(SELECT image_id FROM captions WHERE contains(lower(text), lower(?))))",
+            wanted.text,
+            wanted.text,
         )
-        values += [wanted.text, wanted.text]
-    where_all = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     score = "max(hit.score)" if hits else "NULL::FLOAT"
     boxes = "max(hit.hits)" if hits else "max(images.n_detections)"
     sql = (
         "SELECT images.image_id, min(images.path) AS path, min(images.collection) AS collection, "
         f"'' AS reason, {score} AS score, {boxes} AS boxes, "
         "min(images.source_uri) AS source_uri, max(images.scored_at) AS scored_at "
-        f"FROM images {hits} {where_all} GROUP BY images.image_id"
+        f"FROM images {hits} {where} GROUP BY images.image_id"
     )
-    return sql, values
+    return sql, [*hit_values, *where.values]
+
+
+def _hits(wanted: Filter) -> tuple[str, list[Any]]:
+    """A join with the boxes and labels that match: `hit`, one row per image and model."""
+    where = _Where()
+    where.add("score >= ?", wanted.low)
+    where.add("score <= ?", wanted.high)
+    if wanted.class_name:
+        where.add("class_name = ?", wanted.class_name)
+    if wanted.model:
+        where.add("model = ?", wanted.model)
+    sql = (
+        "JOIN (SELECT image_id, model, max(score) AS score, count(*) AS hits FROM ("
+        f"SELECT image_id, model, score FROM detections {where} UNION ALL "
+        f"SELECT image_id, model, score FROM labels {where}"
+        ") GROUP BY image_id, model HAVING count(*) >= ?) AS hit "
+        "ON hit.image_id = images.image_id AND hit.model = images.model"
+    )
+    return sql, [*where.values, *where.values, max(wanted.min_boxes, 1)]
 
 
 def _failures_query(wanted: Filter) -> tuple[str, list[Any]]:
     """The newest failure of each path of which no model has the image."""
-    conditions = [
-        "NOT EXISTS (SELECT 1 FROM images WHERE images.image_id = failures.image_id)"
-        if not wanted.model
-        else "NOT EXISTS (SELECT 1 FROM images WHERE images.image_id = failures.image_id "
-        "AND images.model = ?)"
-    ]
-    values: list[Any] = [wanted.model] if wanted.model else []
+    where = _Where()
+    scored = "SELECT 1 FROM images WHERE images.image_id = failures.image_id"
     if wanted.model:
-        conditions.append("(model_key IS NULL OR model_key = ?)")
-        values.append(wanted.model)
+        where.add(f"NOT EXISTS ({scored} AND images.model = ?)", wanted.model)
+        where.add("(model_key IS NULL OR model_key = ?)", wanted.model)
+    else:
+        where.add(f"NOT EXISTS ({scored})")
     if wanted.collection:
-        conditions.append("collection = ?")
-        values.append(wanted.collection)
+        where.add("collection = ?", wanted.collection)
     if wanted.text:
-        conditions.append("(contains(lower(path), lower(?)) OR contains(lower(reason), lower(?)))")
-        values += [wanted.text, wanted.text]
+        where.add(
+            "(contains(lower(path), lower(?)) OR contains(lower(reason), lower(?)))",
+            wanted.text,
+            wanted.text,
+        )
     sql = (
         "SELECT max_by(image_id, failed_at) AS image_id, path, collection, "
         "max_by(stage || ': ' || reason, failed_at) AS reason, NULL::FLOAT AS score, 0 AS boxes, "
         "max_by(source_uri, failed_at) AS source_uri, max(failed_at) AS scored_at "
-        f"FROM failures WHERE {' AND '.join(conditions)} GROUP BY path, collection"
+        f"FROM failures {where} GROUP BY path, collection"
     )
-    return sql, values
+    return sql, where.values
 
 
 def _quote(text: str) -> str:

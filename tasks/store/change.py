@@ -1,17 +1,17 @@
 """A change of published parts: prepare what comes, then record it, and only then do it."""
 
 import hashlib
+import io
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pixelmill.tasks.store import layout
 from pixelmill.tasks.store.log import AddedPart, Operation, ReplaceRecord
 from pixelmill.tasks.store.publish import roll_forward
 from pixelmill.tasks.store.reader import Store
-from pixelmill.tasks.store.schemas import encode_table
 from pixelmill.tasks.store.swap import apply_replacement, prepare_folders
 
 __all__ = ["Change"]
@@ -45,7 +45,7 @@ class Change:
         self._add: list[AddedPart] = []
         self._nonce = secrets.token_hex(8)
 
-    def add(self, name: str, partitions: dict[str, str], seq: int, rows: pa.Table) -> None:
+    def add(self, name: str, partitions: dict[str, str], seq: int, data: bytes) -> None:
         """Write a part that comes, aside.
 
         Args:
@@ -53,9 +53,9 @@ class Change:
             partitions: values by name, as in `layout.Part`.
             seq: its number. An image and its boxes must stay in parts of the same number, and no
                 two parts of one folder may have the same.
-            rows: sorted as the table's parts are, of its schema with metadata.
+            data: as `encode_table` gives it, of rows sorted as the table's parts are, of its schema
+                with metadata.
         """
-        data = encode_table(rows)
         digest = hashlib.sha256(data).hexdigest()
         # What was removed is never removed again, so a name that contains it is never used again.
         tag = hashlib.sha256("\n".join([*self._remove, digest]).encode()).hexdigest()[:8]
@@ -66,7 +66,7 @@ class Change:
             AddedPart(
                 key=key,
                 staged=staged,
-                num_rows=rows.num_rows,
+                num_rows=pq.read_metadata(io.BytesIO(data)).num_rows,
                 size_bytes=len(data),
                 sha256=digest,
             )

@@ -122,10 +122,12 @@ class Log:
     Attributes:
         published: numbers of the finished publications.
         replacements: all of them, finished or not, in order.
+        num_records: the next one gets this number.
     """
 
     published: frozenset[int]
     replacements: tuple[ReplaceRecord, ...]
+    num_records: int
 
 
 def read_log(backend: Backend, dataset_id: str) -> Log:
@@ -142,7 +144,8 @@ def read_log(backend: Backend, dataset_id: str) -> Log:
         for seq in sorted((records - published) | replaced)
     )
     replacements = tuple(record for record in loaded if isinstance(record, ReplaceRecord))
-    return Log(frozenset(published), replacements)
+    num_records = max(records | published | replaced, default=-1) + 1
+    return Log(frozenset(published), replacements, num_records)
 
 
 _RECORD: TypeAdapter[PublishRecord | ReplaceRecord] = TypeAdapter(PublishRecord | ReplaceRecord)

@@ -152,16 +152,19 @@ class Store:
             name: of the table.
             **partitions: values that `model`, `date` or `collection` must have.
         """
-        return self._parts_at_once([name], partitions)[name]
+        return self.parts_at_once([name], **partitions)[name]
 
-    def _parts_at_once(
-        self, names: Sequence[str], partitions: dict[str, str]
+    def parts_at_once(
+        self, names: Sequence[str], **partitions: str
     ) -> dict[str, list[layout.Part]]:
         """Like `parts`, of several tables at the same moment."""
         log = read_log(self.backend, self.dataset_id)
         while True:
             listed = {name: _list_parts(self.backend, name, partitions) for name in names}
-            later = read_log(self.backend, self.dataset_id)
+            later = log
+            # Records have no gaps; one look costs less than a listing of all
+            if self.backend.exists(layout.log_key(log.num_records)):
+                later = read_log(self.backend, self.dataset_id)
             if later.replacements == log.replacements:
                 return {name: _live(log, name, partitions, listed[name]) for name in names}
             log = later  # files may have gone while they were listed
@@ -244,7 +247,7 @@ class Store:
     def _current_parts(self, name: str, task: TaskName) -> list[tuple[layout.Part, Digests]]:
         """Parts of the promoted models, and of each the images of which newer ones have rows."""
         versions = self._versions(task)
-        found = self._parts_at_once(["images", name], {})
+        found = self.parts_at_once(["images", name])
         parts: list[tuple[layout.Part, Digests]] = []
         newer = _NO_DIGESTS
         for version in versions:

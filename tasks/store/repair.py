@@ -248,7 +248,7 @@ class _Round:
         )
         for step in steps:
             for part, rows in step.add:
-                change.add(part.table, part.partitions, part.seq, rows)
+                change.add(part.table, part.partitions, part.seq, encode_table(rows))
         if change.commit() is None:
             logger.warning("%s: parts were replaced meanwhile; looking again", self.store.root)
             return

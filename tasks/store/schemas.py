@@ -6,7 +6,7 @@ and in the path too makes pandas raise. The schema is fixed per format version.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "TABLES",
     "Table",
     "encode_table",
+    "encode_tables",
     "table_metadata",
 ]
 
@@ -194,17 +195,35 @@ def encode_table(table: pa.Table, *, row_group_rows: int = ROW_GROUP_ROWS) -> by
 
     Dictionaries on strings only (on floats they cost 40 %), byte-stream-split floats (-6 %).
     """
-    options: dict[str, Any] = {
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=row_group_rows, **_options(table.schema))
+    return sink.getvalue()
+
+
+def encode_tables(tables: Iterable[pa.Table], schema: pa.Schema) -> bytes:
+    """Parquet bytes of the rows of tables, one after the other, as `encode_table` writes them."""
+    sink = io.BytesIO()
+    waiting = schema.empty_table()  # for their row group to be full
+    with pq.ParquetWriter(sink, schema, **_options(schema)) as writer:
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            num_rows = waiting.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+            if num_rows:
+                writer.write_table(waiting.slice(0, num_rows), row_group_size=ROW_GROUP_ROWS)
+                waiting = waiting.slice(num_rows)
+        if waiting.num_rows:
+            writer.write_table(waiting)
+    return sink.getvalue()
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    return {
         "compression": "zstd",
         "compression_level": 3,
-        "use_dictionary": [f.name for f in table.schema if pa.types.is_string(f.type)],
+        "use_dictionary": [f.name for f in schema if pa.types.is_string(f.type)],
         "column_encoding": {
-            f.name: "BYTE_STREAM_SPLIT" for f in table.schema if pa.types.is_floating(f.type)
+            f.name: "BYTE_STREAM_SPLIT" for f in schema if pa.types.is_floating(f.type)
         },
-        "row_group_size": row_group_rows,
         "write_page_index": True,
         "write_statistics": True,
     }
-    sink = io.BytesIO()
-    pq.write_table(table, sink, **options)
-    return sink.getvalue()

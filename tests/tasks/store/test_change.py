@@ -14,7 +14,7 @@ import pytest
 from pixelmill.tasks.store import Store, publish, swap
 from pixelmill.tasks.store.backend import LocalBackend
 from pixelmill.tasks.store.change import Change
-from pixelmill.tasks.store.schemas import TABLES
+from pixelmill.tasks.store.schemas import TABLES, encode_table
 
 RUN_A = "20260101T000000-aaaaaa"
 
@@ -49,7 +49,7 @@ def merge(store, model, names=("images", "detections")):
                 tables.append(pq.read_table(file))
         order = [(column, "ascending") for column in TABLES[name].sort_by]
         rows = pa.concat_tables(tables).sort_by(order)
-        change.add(name, found[0].partitions, found[-1].seq, rows)
+        change.add(name, found[0].partitions, found[-1].seq, encode_table(rows))
     return change
 
 

@@ -1,3 +1,4 @@
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from pixelmill.tasks.store import Store, layout, publish, swap
+from pixelmill.tasks.store import Store, layout, publish, schemas, swap
 from pixelmill.tasks.store import compact as compact_module
 from pixelmill.tasks.store.compact import compact
 
@@ -68,6 +69,34 @@ def test_merged_parts_are_sorted_and_described(nightly, fakes):
     assert table.equals(table.sort_by(keys))
     assert table.schema.metadata[b"pixelmill.model_key"] == fakes.INSTANCE.key.encode()
     assert pq.read_metadata(Path(nightly.root, part.key)).row_group(0).column(0).statistics
+
+
+def test_rows_that_are_merged_in_stretches_are_the_same_in_the_same_order(
+    nightly, monkeypatch, tmp_path
+):
+    whole = Store(shutil.copytree(nightly.root, tmp_path / "whole"))
+    compact(whole)
+    monkeypatch.setattr(compact_module, "_STRETCH_BYTES", 300)
+    monkeypatch.setattr(compact_module, "_SAMPLED_ROWS", 1)
+    monkeypatch.setattr(schemas, "ROW_GROUP_ROWS", 3)
+    sorted_at_once = []
+    monkeypatch.setattr(
+        compact_module,
+        "_in_order",
+        lambda *args, given=compact_module._in_order: (
+            sorted_at_once.append(rows.num_rows) or rows for rows in given(*args)
+        ),
+    )
+    compact(nightly)
+    assert max(sorted_at_once) < 10 < sum(sorted_at_once)
+    for name in TABLES:
+        rows = nightly.table(name)
+        assert rows.equals(whole.table(name))
+        assert rows.num_rows
+    (part,) = nightly.parts("images", model=nightly.images().model[0])
+    metadata = pq.read_metadata(Path(nightly.root, part.key))
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert groups == [3, 3, 3, 1]
 
 
 def test_readers_of_folders_see_the_same(nightly, fakes):
