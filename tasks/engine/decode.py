@@ -13,7 +13,6 @@ within the limits (AVIF and HEIC: their libraries have limits of their own for t
 than the image says).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,21 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelmill.tasks.engine.decode_jpeg import decode_jpeg, decode_jpeg_part
-from pixelmill.tasks.engine.decode_pillow import (
-    decode_bmp,
-    decode_bmp_part,
-    decode_gif,
-    decode_gif_part,
-    decode_tiff,
-    decode_tiff_part,
-)
-from pixelmill.tasks.engine.decode_torchcodec import (
-    decode_avif,
-    decode_heic,
-    decode_png,
-    decode_png_part,
-    decode_webp,
-)
+from pixelmill.tasks.engine.decode_pillow import PILLOW_DECODERS, Decoders
 from pixelmill.tasks.engine.header import (
     DecodeError,
     DecodeReason,
@@ -113,26 +98,39 @@ def decode_image(
     limits.check(header.width, header.height)
     if header.format != "jpeg":
         scale = 1
+    decoders = _decoders_for(header, scale)
     try:
-        pixels, flags = _decode_whole(data, header, limits, scale)
+        pixels, flags = _decode_whole(data, header, limits, decoders)
     except DecodeError as err:
         if err.reason != "truncated" or truncated == "quarantine":
             raise
-        pixels, flags = _decode_part(data, header, limits, scale, err), ("truncated",)
+        pixels, flags = _decode_part(data, header, limits, decoders, err), ("truncated",)
     original_size = (header.height, header.width) if scale > 1 else pixels.shape[:2]
     return DecodedImage(
         np.require(pixels, requirements=("C", "W")), header.format, flags, original_size, scale
     )
 
 
+def _decoders_for(header: Header, scale: int) -> Decoders:
+    if header.format == "jpeg":
+        size = _stored_size(header)
+        return Decoders(
+            lambda data, _: decode_jpeg(data, size, scale),
+            lambda data, _: decode_jpeg_part(data, size, scale),
+        )
+    if header.format in PILLOW_DECODERS:
+        return PILLOW_DECODERS[header.format]
+    # It comes with torch, which takes seconds to load: who only looks at JPEGs does without
+    from pixelmill.tasks.engine.decode_torchcodec import TORCHCODEC_DECODERS
+
+    return TORCHCODEC_DECODERS[header.format]
+
+
 def _decode_whole(
-    data: bytes, header: Header, limits: Limits, scale: int
+    data: bytes, header: Header, limits: Limits, decoders: Decoders
 ) -> tuple[Pixels, tuple[str, ...]]:
     try:
-        if header.format == "jpeg":
-            pixels, flags = decode_jpeg(data, _stored_size(header), scale)
-        else:
-            pixels, flags = _WHOLE[header.format](data, limits)
+        pixels, flags = decoders.whole(data, limits)
     except (DecodeError, MemoryError):
         raise
     except Exception as err:
@@ -142,20 +140,17 @@ def _decode_whole(
 
 
 def _decode_part(
-    data: bytes, header: Header, limits: Limits, scale: int, error: DecodeError
+    data: bytes, header: Header, limits: Limits, decoders: Decoders, error: DecodeError
 ) -> Pixels:
     """What there is of a truncated file.
 
     Raises:
         DecodeError: the one given, if there is nothing, or no decoder for a part.
     """
+    if decoders.part is None:
+        raise error
     try:
-        if header.format == "jpeg":
-            pixels = decode_jpeg_part(data, _stored_size(header), scale)
-        elif header.format in _PART:
-            pixels = _PART[header.format](data, limits)
-        else:
-            raise error
+        pixels = decoders.part(data, limits)
     except (DecodeError, MemoryError):
         raise
     except Exception as err:
@@ -184,20 +179,3 @@ def _orient(pixels: Pixels, header: Header) -> Pixels:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
-
-
-_WHOLE: dict[ImageFormat, Callable[[bytes, Limits], tuple[Pixels, tuple[str, ...]]]] = {
-    "png": decode_png,
-    "webp": decode_webp,
-    "avif": decode_avif,
-    "heic": decode_heic,
-    "bmp": decode_bmp,
-    "tiff": decode_tiff,
-    "gif": decode_gif,
-}
-_PART: dict[ImageFormat, Callable[[bytes, Limits], Pixels]] = {
-    "png": decode_png_part,
-    "bmp": decode_bmp_part,
-    "tiff": decode_tiff_part,
-    "gif": decode_gif_part,
-}

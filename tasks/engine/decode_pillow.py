@@ -9,6 +9,8 @@ import functools
 import io
 import logging
 import warnings
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +27,12 @@ from PIL import (
     _imaging,
 )
 
-from pixelmill.tasks.engine.header import DecodeError
+from pixelmill.tasks.engine.header import DecodeError, ImageFormat
 from pixelmill.tasks.engine.limits import Limits, reason_of
 
 __all__ = [
+    "PILLOW_DECODERS",
+    "Decoders",
     "decode_bmp",
     "decode_bmp_part",
     "decode_gif",
@@ -41,6 +45,19 @@ __all__ = [
 ]
 
 Pixels = NDArray[np.uint8]
+
+
+class Decoders(NamedTuple):
+    """How a format is decoded.
+
+    Attributes:
+        whole: gives the pixels and what is to be said of them.
+        part: what there is of a truncated file; None where nothing can do that.
+    """
+
+    whole: Callable[[bytes, Limits], tuple[Pixels, tuple[str, ...]]]
+    part: Callable[[bytes, Limits], Pixels] | None
+
 
 # Damaged files make Pillow warn and log; here they become a DecodeError and nothing else.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -225,3 +242,10 @@ def _count_gif_frames(data: bytes) -> int:
     except IndexError:
         raise DecodeError("truncated", "GIF ends without its trailer") from None
     return num_frames
+
+
+PILLOW_DECODERS: Mapping[ImageFormat, Decoders] = {
+    "bmp": Decoders(decode_bmp, decode_bmp_part),
+    "tiff": Decoders(decode_tiff, decode_tiff_part),
+    "gif": Decoders(decode_gif, decode_gif_part),
+}

@@ -5,6 +5,7 @@
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from torchcodec import decoders
 
 from pixelmill.tasks.engine import decode_pillow
+from pixelmill.tasks.engine.decode_pillow import Decoders
 from pixelmill.tasks.engine.header import (
     DecodeError,
+    ImageFormat,
     heif_boxes,
     heif_sizes,
     png_chunks,
@@ -23,7 +26,14 @@ from pixelmill.tasks.engine.header import (
 )
 from pixelmill.tasks.engine.limits import Limits
 
-__all__ = ["decode_avif", "decode_heic", "decode_png", "decode_png_part", "decode_webp"]
+__all__ = [
+    "TORCHCODEC_DECODERS",
+    "decode_avif",
+    "decode_heic",
+    "decode_png",
+    "decode_png_part",
+    "decode_webp",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -123,3 +133,11 @@ def _interleaved(decoded: torch.Tensor) -> Pixels:
     """(C, H, W), or (N, C, H, W) of which the first counts, to (H, W, 3); alpha is dropped."""
     first = decoded[0] if decoded.ndim == 4 else decoded
     return first[:3].permute(1, 2, 0).numpy()
+
+
+TORCHCODEC_DECODERS: Mapping[ImageFormat, Decoders] = {
+    "png": Decoders(decode_png, decode_png_part),
+    "webp": Decoders(decode_webp, None),
+    "avif": Decoders(decode_avif, None),
+    "heic": Decoders(decode_heic, None),
+}
