@@ -1,5 +1,6 @@
 """What one model did in one night, as counts and histograms read from the store."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,8 +205,13 @@ def _brightness(store: Store, runs: Sequence[RunRecord]) -> Histogram | None:
 
 
 def _binned(counts: NDArray[np.float64], edges: NDArray[np.float64], num_images: int) -> Histogram:
-    labels = tuple(f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges))
+    labels = _bin_labels(tuple(edges.tolist()))
     return Histogram(labels, tuple(counts.tolist()), is_ordered=True, num_images=num_images)
+
+
+@functools.cache
+def _bin_labels(edges: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges))
 
 
 def _of_values(
@@ -275,9 +281,12 @@ def _boxes(
         Quantity("classes"): _of_classes(tally, number),
     }
     found |= {Quantity(name): _of_values(v, place_edges, number) for name, v in places.items()}
+    by_class = np.argsort(index, kind="stable")
+    ends = np.searchsorted(index[by_class], np.arange(len(known) + 1))
+    pairs = np.unique(index.astype(np.int64) * number + owner)
+    num_images = np.bincount(pairs // number, minlength=len(known)).tolist()
     for k, name in enumerate(known):
-        rows = index == k
-        have = len(np.unique(owner[rows]))
+        rows, have = by_class[ends[k] : ends[k + 1]], num_images[k]
         found[Quantity("scores", name)] = _of_values(scores[rows], place_edges, have)
         for what, values in places.items():
             found[Quantity(what, name)] = _of_values(values[rows], place_edges, have)
