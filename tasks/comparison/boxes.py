@@ -126,8 +126,10 @@ class BoxTally:
 
     def _sum(self, labels: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
         """(K, V) sums by class of (N, V) values."""
-        columns = (np.bincount(labels, each, minlength=len(self.classes)) for each in values.T)
-        return np.column_stack(list(columns))
+        sums = np.zeros((len(self.classes), values.shape[1]))
+        for column, each in enumerate(values.T):
+            sums[:, column] = np.bincount(labels, each, minlength=len(self.classes))
+        return sums
 
     def headline(self) -> tuple[Metric, ...]:
         """Numbers over all classes."""

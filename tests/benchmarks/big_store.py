@@ -47,6 +47,7 @@ def write_big_store(root: Path, num_images: int, boxes_per_image: int, files: li
     """
     store, spec = Store(root, create=True), detector()
     rng = np.random.default_rng(0)
+    date = ""
     for night, start in enumerate(range(0, num_images, PER_NIGHT)):
         count = min(PER_NIGHT, num_images - start)
         raw = rng.bytes(16 * count).hex()
@@ -63,12 +64,13 @@ def write_big_store(root: Path, num_images: int, boxes_per_image: int, files: li
             "n_detections": pa.array(np.full(count, boxes_per_image, np.int32)),
         }
         boxes = _boxes(image_ids, boxes_per_image, rng)
-        partitions = {"model": spec.key, "date": f"2026-01-{1 + night:02d}"}
+        date = f"2026-01-{1 + night:02d}"
+        partitions = {"model": spec.key, "date": date}
         _put(store, "catalog", {"collection": COLLECTION}, night, images)
         _put(store, "detections", partitions, night, boxes)
         _put(store, "images", partitions, night, images)
         store.backend.put(layout.done_key(night), b"")
-    _record(store, spec, num_images, partitions["date"])
+    _record(store, spec, num_images, date)
     return store
 
 
