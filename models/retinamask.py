@@ -285,19 +285,8 @@ def _pool_regions(
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(dim=1).sqrt()
     level_of_box = torch.log2(sides / (ROI_SIZE * strides[0])).floor().long()
     level_of_box = level_of_box.clamp(0, len(features) - 1)
-    device = features[0].device
-    shape = len(boxes), ROI_SIZE, ROI_SIZE, features[0].shape[1]
-    regions = torch.zeros(shape, dtype=torch.float32, device=device).permute(0, 3, 1, 2)
-    for level, feature in enumerate(features):
-        # Asked of boxes on the CPU, this does not wait for a GPU
-        (here,) = torch.nonzero(level_of_box == level, as_tuple=True)
-        regions[here.to(device, non_blocking=True)] = align_regions(
-            feature.float(),
-            rois[here].to(device, non_blocking=True),
-            ROI_SIZE,
-            1 / strides[level],
-        )
-    return regions
+    scales = [1 / stride for stride in strides[: len(features)]]
+    return align_regions(features, scales, rois, level_of_box, ROI_SIZE)
 
 
 def _check_levels(levels: Sequence[int], anchor_sizes: Sequence[float]) -> None:
