@@ -11,7 +11,7 @@ therefore fails to open, where it would otherwise read as zeros.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ __all__ = [
     "MaskSet",
     "Place",
     "canvas_of",
-    "pack_layers",
+    "choose_layers",
+    "paint_layers",
     "read_planes",
     "semantic_dtype",
 ]
@@ -83,10 +84,8 @@ def semantic_dtype(num_classes: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if num_classes <= 254 else np.uint16)
 
 
-def pack_layers(
-    masks: Sequence[MaskCrop], height: int, width: int
-) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
-    """Paint overlapping instances on as few disjoint planes as the greedy choice needs.
+def choose_layers(masks: Sequence[MaskCrop], height: int, width: int) -> NDArray[np.int32]:
+    """Lay overlapping instances on as few planes without overlaps as the greedy choice needs.
 
     Largest first, each on the first plane where it covers nothing: no pixel is lost.
 
@@ -96,28 +95,50 @@ def pack_layers(
         width: of the image, pixels.
 
     Returns:
-        planes: (L, H, W) uint16, rank + 1 on the instance, 0 elsewhere; L >= 1.
-        layers: (N,) int32, the plane of each instance.
+        (N,) the plane of each instance.
     """
     # By 32 planes: of each pixel, a bit for each plane on which it is taken
     words: list[NDArray[np.uint32]] = []
     layers = np.zeros(len(masks), np.int32)
     areas = [-int(np.count_nonzero(crop.mask)) for crop in masks]
     for rank in np.argsort(areas, kind="stable"):
-        crop, window = masks[rank], _window(masks[rank])
-        taken = [int(np.bitwise_or.reduce(word[window][crop.mask], initial=0)) for word in words]
+        window, mask = _window(masks[rank]), masks[rank].mask
+        # Products and not indexing by the mask, which takes twice as long
+        taken = [int(np.bitwise_or.reduce((word[window] * mask).ravel())) for word in words]
         index = next((k for k, bits in enumerate(taken) if bits != _FULL_WORD), len(words))
         if index == len(words):
             words.append(np.zeros((height, width), np.uint32))
             taken.append(0)
         bit = (taken[index] ^ (taken[index] + 1)).bit_length() - 1  # the lowest that is free
         layers[rank] = 32 * index + bit
-        here = words[index][window]
-        np.bitwise_or(here, np.uint32(1 << bit), out=here, where=crop.mask)
-    planes = np.zeros((1 + layers.max(initial=0), height, width), np.uint16)
-    for rank, (crop, layer) in enumerate(zip(masks, layers, strict=True)):
-        np.copyto(planes[layer][_window(crop)], rank + 1, where=crop.mask)
-    return planes, layers
+        words[index][window] |= mask * np.uint32(1 << bit)
+    return layers
+
+
+def paint_layers(
+    masks: Sequence[MaskCrop], layers: NDArray[np.int32], height: int, width: int
+) -> Iterator[NDArray[np.uint16] | None]:
+    """Each plane of disjoint instances, in turn in the same memory, which stays in the cache.
+
+    Args:
+        masks: one per instance, in rank order.
+        layers: (N,) the plane of each.
+        height: of the planes, pixels.
+        width: of the planes, pixels.
+
+    Yields:
+        (H, W): rank + 1 on the instance, 0 elsewhere; until the next one is asked for. None for a
+        plane of nothing but background.
+    """
+    plane = np.zeros((height, width), np.uint16)
+    for layer in range(1 + layers.max(initial=0)):
+        ranks = np.flatnonzero(layers == layer).tolist()
+        members = [rank for rank in ranks if masks[rank].mask.any()]
+        for rank in members:
+            np.copyto(plane[_window(masks[rank])], rank + 1, where=masks[rank].mask)
+        yield plane if members else None
+        for rank in members:
+            plane[_window(masks[rank])] = 0
 
 
 def _window(crop: MaskCrop) -> tuple[slice, slice]:
@@ -188,8 +209,9 @@ class MaskSet:
                     f"image {image_id}: mask of rank {rank} covers rows {crop.top}:{bottom}, "
                     f"columns {crop.left}:{right}, outside of {height}x{width} pixels"
                 )
-        planes, layers = pack_layers(masks, *canvas_of(height, width))
-        chunks = tuple(_compressed(plane) if plane.any() else None for plane in planes)
+        layers = choose_layers(masks, height, width)
+        planes = paint_layers(masks, layers, *canvas_of(height, width))
+        chunks = tuple(None if plane is None else _compressed(plane) for plane in planes)
         self._instances.append(_Packed(image_id, height, width, chunks))
         return layers
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from pixelmill.tasks.predictions import MaskCrop
 from pixelmill.tasks.store.backend import LocalBackend, open_backend
-from pixelmill.tasks.store.masks import MaskSet, canvas_of, pack_layers, read_planes
+from pixelmill.tasks.store.masks import (
+    MaskSet,
+    canvas_of,
+    choose_layers,
+    paint_layers,
+    read_planes,
+)
 
 ID = "0123456789abcdef0123456789abcdef"
 
@@ -41,6 +47,16 @@ def spread(crops, height, width):
         rows, columns = crop.mask.shape
         plane[crop.top : crop.top + rows, crop.left : crop.left + columns] = crop.mask
     return full
+
+
+def pack_layers(crops, height, width):
+    """(L, height, width) planes, and the layer of each crop."""
+    layers = choose_layers(crops, height, width)
+    planes = [
+        np.zeros((height, width), np.uint16) if plane is None else plane.copy()
+        for plane in paint_layers(crops, layers, height, width)
+    ]
+    return np.stack(planes), layers
 
 
 @given(overlapping_masks())
