@@ -39,6 +39,7 @@ AT_ONCE = {
         ({"forward_s": 1.0, "decode_s": 7.0}, "decode-bound: 75% of a worker's time; scaled"),
         ({"forward_s": 1.0, "read_s": 6.0}, "read-bound: 60% of a worker's time; faster storage"),
         ({"forward_s": 1.0, "encode_s": 6.1}, "postprocess-bound: 66%"),
+        ({"read_out_s": 5.0}, "postprocess-bound: 56%"),
         ({"forward_s": 1.0, "write_s": 6.0}, "write-bound: 60%"),
     ],
 )
