@@ -14,10 +14,10 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from pixelmill.flows.canary import judge_canary
-from pixelmill.flows.job import Job, ScoreParams, read_known
+from pixelmill.flows.job import Job, ScoreParams, read_known, watched
 from pixelmill.flows.neighbours import Neighbours
 from pixelmill.flows.score import Scoring, prepare_task, publish_task, score_listings
-from pixelmill.tasks.canary import Canary
+from pixelmill.tasks.canary import Canary, canary_document, read_canary
 from pixelmill.tasks.ingest import Listing, ingest_task, join_again
 from pixelmill.tasks.partition import UNDATED, By, partition_listing
 from pixelmill.tasks.parts import PartStatus, part_statuses
@@ -100,7 +100,11 @@ def backfill(params: BackfillParams) -> State[BackfillReport]:
         CanaryFailed if a gate of `backfill.canary` did not hold, and then nothing but the sample
         was scored.
     """
-    job = replace(prepare_task(params.score), gives_way=True)
+    with watched(replace(prepare_task(params.score), gives_way=True)) as job:
+        return _backfill(job, params)
+
+
+def _backfill(job: Job, params: BackfillParams) -> State[BackfillReport]:
     store = Store(params.score.store, create=True)
     publish_task(store)
     listing = ingest_task(job.source, job.config.ingest, read_known(store, job.collection))
@@ -110,17 +114,14 @@ def backfill(params: BackfillParams) -> State[BackfillReport]:
     if params.dry_run:
         return Completed(message=_count_open(before), data=BackfillReport(before, before))
     with Neighbours(store) as neighbours:
-        canary, note = judge_canary(neighbours, job, parts, lambda part: _dated(job, part, params))
-        if canary is not None and canary.broken:
-            now = _look_again(store, job, listing, params)
-            report = BackfillReport(before, now, canary=canary)
-            message = f"the canary of {canary.num_images} images says no: "
-            message += f"{'; '.join(canary.broken)} ({canary.new} beside {canary.old})"
-            return Failed(name="CanaryFailed", message=message, data=report)
-        progress = _Progress()
-        early = _score_parts(neighbours, job, parts, _todo(before, params), params, progress)
-    now = _look_again(store, job, listing, params) if progress.num_parts else before
-    report = BackfillReport(before, now, progress.seconds, canary, note)
+        trial = judge_canary(neighbours, job, parts, lambda part: _dated(job, part, params))
+        progress, early, canary = _Progress(), trial.early, trial.canary
+        is_refused = canary is not None and bool(canary.broken)
+        if early is None and not is_refused:
+            early = _score_parts(neighbours, job, parts, _todo(before, params), params, progress)
+    is_new = progress.num_parts > 0 or trial.has_scored
+    now = _look_again(store, job, listing, params) if is_new else before
+    report = BackfillReport(before, now, progress.seconds, canary, trial.note)
     return _final_state(early, progress, report)
 
 
@@ -161,6 +162,11 @@ def _final_state(
     if early is not None:
         message = f"{early.reason}; run again to go on"
         return Completed(name="OutOfTime", message=message, data=report)
+    canary = report.canary
+    if canary is not None and canary.broken:
+        message = f"the canary of {canary.num_images} images says no: "
+        message += f"{'; '.join(canary.broken)} ({canary.new} beside {canary.old})"
+        return Failed(name="CanaryFailed", message=message, data=report)
     if progress.failed:
         message = f"shards failed in {', '.join(progress.failed)}; run again"
         return Failed(message=message, data=report)
@@ -237,11 +243,13 @@ def _dated(job: Job, part: str, params: BackfillParams) -> Job:
 
 def _keep(store: Store, job: Job, params: BackfillParams, found: Sequence[PartStatus]) -> None:
     """Put the status into the store, as JSON: the report draws it, and others may."""
+    canaries = (read_canary(store, job.collection, spec.key) for spec in job.specs)
     document: dict[str, Any] = {
         "collection": job.collection,
         "models": [spec.key for spec in job.specs],
         "by": params.by,
         "looked_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "canaries": [canary_document(each) for each in canaries if each is not None],
         "parts": [asdict(part) for part in found],
     }
     store.backend.put(backfill_key(job.collection), json.dumps(document, indent=1).encode())

@@ -1,17 +1,29 @@
 """A sample that goes first: is the new model as good as the one that it shall replace?"""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pixelmill.configs.schema import Gate
 from pixelmill.tasks.ingest import Listing
+from pixelmill.tasks.store import Store
 
-__all__ = ["Canary", "broken_gates", "choose_sample", "unmeasured"]
+__all__ = [
+    "Canary",
+    "broken_gates",
+    "canary_document",
+    "choose_sample",
+    "keep_canary",
+    "read_canary",
+    "sample_digest",
+    "unmeasured",
+]
 
 # A part is a run of its own, with its own date
 _MAX_PARTS = 20
@@ -24,8 +36,11 @@ class Canary:
     Attributes:
         old: key of the model that was current.
         new: key of the one that is to score the archive.
+        num_images: that were compared.
         measures: of `pixelmill compare`, by name.
         broken: gates that do not hold, in words.
+        gates: bounds that the measures were held against: (least, most) by name.
+        sample: see `sample_digest`.
     """
 
     old: str
@@ -33,6 +48,8 @@ class Canary:
     num_images: int
     measures: Mapping[str, float]
     broken: tuple[str, ...]
+    gates: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    sample: str = ""
 
 
 def choose_sample(
@@ -62,6 +79,47 @@ def choose_sample(
         images = parts[name].images.take(pa.array([index for index, _ in rows], pa.int64()))
         sample[name] = Listing(images, parts[name].problems.slice(0, 0))
     return sample
+
+
+def sample_digest(sample: Mapping[str, Listing]) -> str:
+    """32 hex digits that differ where the parts or images of two samples do."""
+    digest = hashlib.sha256()
+    for name, part in sorted(sample.items()):
+        digest.update(repr((name, part.images["image_id"].to_pylist())).encode())
+    return digest.hexdigest()[:32]
+
+
+def canary_document(canary: Canary) -> dict[str, Any]:
+    """As JSON has it, which knows no measure that is no number."""
+    measures = {
+        name: value if math.isfinite(value) else None for name, value in canary.measures.items()
+    }
+    return asdict(canary) | {"measures": measures}
+
+
+def keep_canary(store: Store, collection: str, canary: Canary) -> None:
+    """Keep how a model's sample came out: the backfill that goes on does not repeat it."""
+    data = json.dumps(canary_document(canary), indent=1).encode()
+    store.backend.put(_canary_key(collection, canary.new), data)
+
+
+def read_canary(store: Store, collection: str, model_key: str) -> Canary | None:
+    """How the newest sample of a model came out; None if there was none."""
+    try:
+        data = store.backend.get(_canary_key(collection, model_key))
+    except FileNotFoundError:
+        return None
+    document: dict[str, Any] = json.loads(data)
+    measures = {
+        name: math.nan if value is None else value for name, value in document["measures"].items()
+    }
+    gates = {name: (least, most) for name, (least, most) in document["gates"].items()}
+    changed = {"measures": measures, "gates": gates, "broken": tuple(document["broken"])}
+    return Canary(**document | changed)
+
+
+def _canary_key(collection: str, model_key: str) -> str:
+    return f"reports/{collection}/canary-{model_key}.json"
 
 
 def _known_rows(part: Listing, known: frozenset[str]) -> list[tuple[int, str]]:

@@ -95,7 +95,7 @@
     for (const mark of all(".at", plot)) mark.classList.remove("at");
     tip.hidden = true;
   };
-  for (const plot of all("svg.plot, svg.stacked")) {
+  for (const plot of all("svg.plot, svg.stacked, svg.calendar")) {
     let lines = null;
     const isLines = plot.dataset.frame !== undefined;
     const marks = isLines ? [] : all("[data-tip]", plot);

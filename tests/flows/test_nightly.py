@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from prefect.testing.utilities import prefect_test_harness
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import (
     BackfillConfig,
     CanaryConfig,
@@ -37,6 +35,7 @@ from pixelmill.flows.neighbours import NIGHTLY, Neighbours
 from pixelmill.flows.nightly import NightlyParams, nightly_flow
 from pixelmill.tasks.ingest import ingest
 from pixelmill.tasks.plan import save_plan
+from pixelmill.tasks.report import build_report
 from pixelmill.tasks.store import ShardRef, Store
 from pixelmill.tasks.store.audit import audit_store
 
@@ -46,17 +45,9 @@ RECORD = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
 
 
 @pytest.fixture(scope="module")
-def server():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
-@pytest.fixture(scope="module")
-def detector(tiny_config):
+def detector(inline):
     """The tiny detector alone, in this process, which does not compare with truth."""
-    config = load_config(tiny_config)
-    compute = config.compute.model_copy(update={"cluster": "inline"})
-    return config.model_copy(update={"compute": compute, "models": config.models[:1]})
+    return inline.model_copy(update={"models": inline.models[:1]})
 
 
 @dataclass(frozen=True)
@@ -202,6 +193,72 @@ def test_a_part_that_failed_is_told_apart_and_tried_again_on_request(
     }
 
 
+def test_a_canary_that_fails_ends_the_backfill_and_a_better_model_goes_on(
+    server, detector, archive, tmp_path, monkeypatch
+):
+    root = tmp_path / "store"
+    canary = CanaryConfig(images=3, gates={"matched boxes": Gate(min=0.9)})
+    backfill_config = BackfillConfig(canary=canary)
+    detector = detector.model_copy(update={"backfill": backfill_config})
+    worse = retrained(detector, tmp_path / "worse", shift=9.0)
+    better = retrained(detector, tmp_path / "better")
+    old_key, worse_key, better_key = (
+        resolve_models(config)[0].key for config in (detector, worse, better)
+    )
+
+    def go(config):
+        params = BackfillParams(score=params_of(config, archive, root))
+        state, report = run(backfill_flow, params)
+        return state, report, exit_code(state)
+
+    def num_scored(key: str) -> int:
+        return int((Store(root).images()["model"] == key).sum())
+
+    _, report, code = go(detector)
+    assert (code, report.canary) == (ExitCode.COMPLETE, None)
+
+    # One image of each day, and no more however often it is asked for
+    for _ in range(2):
+        state, report, code = go(worse)
+        assert (state.name, code) == ("CanaryFailed", ExitCode.UNHEALTHY)
+        assert report.canary.measures["matched boxes"] < 0.9
+        figures = f"matched boxes is {report.canary.measures['matched boxes']:.4g}, below 0.9"
+        models = f"({worse_key} beside {old_key})"
+        assert state.message == f"the canary of 3 images says no: {figures} {models}"
+        assert [part.status for part in report.now] == ["partial"] * 3
+        assert num_scored(worse_key) == 3
+    assert len(Store(root).runs()) == 6
+    page = build_report(
+        Store(root), None, tmp_path / "report.html", collection="archive", run_id=None
+    )
+    assert "The canary says no" in page.read_text()
+    assert figures in page.read_text()
+
+    # A stop within the sample is no leave to go on
+    with monkeypatch.context() as patched:
+        stop_after(patched, num_shards=1)
+        state, report, code = go(better)
+    assert (code, report.canary) == (ExitCode.TERMINATED, None)
+    assert num_scored(better_key) == 1
+    with monkeypatch.context() as patched:
+        stop_after(patched, num_shards=3)  # two of the sample, one of the rest
+        state, report, code = go(better)
+    assert code == ExitCode.TERMINATED
+    assert (report.canary.old, report.canary.broken) == (old_key, ())
+    assert num_scored(better_key) == 4
+
+    # What was well is not compared again
+    with monkeypatch.context() as patched:
+        patched.setattr("pixelmill.flows.canary.compare_models", None)
+        _, again, code = go(better)
+    assert (code, again.canary) == (ExitCode.COMPLETE, report.canary)
+    assert num_scored(better_key) == 6
+    page = build_report(
+        Store(root), None, tmp_path / "report.html", collection="archive", run_id=None
+    )
+    assert "The canary says yes" in page.read_text()
+
+
 # --- A fortnight ----------------------------------------------------------------------------------
 
 NUM_NIGHTS, PER_NIGHT = 14, 12
@@ -232,8 +289,14 @@ def land(scenes: Path, folder: Path, night: int) -> None:
         (place / f"{index:03d}.jpg").write_bytes(data[: len(data) // 2] if is_corrupt else data)
 
 
-def retrained(detector, folder: Path):
-    """The detector with weights that differ a little: a new model that answers nearly the same."""
+def retrained(detector, folder: Path, shift: float = 0.0):
+    """The detector with weights that differ a little: a new model that answers nearly the same.
+
+    Args:
+        detector: that finds next to nothing.
+        folder: for the weights.
+        shift: of all biases; with a big one it finds things everywhere.
+    """
     (model,) = detector.models
     weights, generator = {}, torch.Generator().manual_seed(1)
     with safe_open(model.weights, "pt") as file:
@@ -242,6 +305,7 @@ def retrained(detector, folder: Path):
             tensor = file.get_tensor(name)
             if tensor.is_floating_point():
                 tensor = tensor * (1 + 1e-3 * torch.randn(tensor.shape, generator=generator))
+                tensor = tensor + shift * name.endswith("bias")
             weights[name] = tensor
     folder.mkdir()
     save_file(weights, folder / "detector.safetensors", metadata)
