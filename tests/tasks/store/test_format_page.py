@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from pixelmill.tasks.store.current import Promotion
+from pixelmill.tasks.store.log import AddedPart, PartSum, PublishMark, PublishRecord, ReplaceRecord
+from pixelmill.tasks.store.receipts import Receipt, StagedFile
+from pixelmill.tasks.store.runs import ModelCounts, RunEnd, RunRecord
 from pixelmill.tasks.store.schemas import TABLES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "store-format.md").read_text()
@@ -52,3 +57,26 @@ def test_every_column_is_described(name):
         (f.name, str(f.type), "yes" if f.nullable else "no", f.metadata[b"unit"].decode())
         for f in TABLES[name].schema
     ]
+
+
+@pytest.mark.parametrize(
+    ("document", "model"),
+    {
+        "runs/&lt;run_id&gt;.json": RunRecord,
+        "receipts/&lt;run_id&gt;/&lt;shard_id&gt;.json": Receipt,
+        "… each of its `files`": StagedFile,
+        "log/&lt;seq&gt;.json, of a publication": PublishRecord,
+        "log/&lt;seq&gt;.done": PublishMark,
+        "… each of its `parts`, by key": PartSum,
+        "log/&lt;seq&gt;.json, of a change of parts": ReplaceRecord,
+        "… each part that it `add`s": AddedPart,
+        "current/&lt;seq&gt;.json": Promotion,
+        "ends/&lt;run_id&gt;.json": RunEnd,
+        "… its `ledger`, by model": ModelCounts,
+    }.items(),
+)
+def test_every_field_of_a_document_is_named(document: str, model: type[BaseModel]):
+    fields = [
+        name if field.is_required() else f"[{name}]" for name, field in model.model_fields.items()
+    ]
+    assert f"| {document} | {', '.join(fields)} |\n" in PAGE
