@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from prefect.testing.utilities import prefect_test_harness
 
-from pixelmill.configs.load import load_config
 from pixelmill.flows.cli import main
 from pixelmill.flows.evaluation import EvaluateParams, evaluate_flow
 from pixelmill.flows.job import ScoreParams, prepare_job
@@ -20,19 +18,6 @@ from pixelmill.tasks.store.backend import ObjectBackend
 
 DATE = "2024-05-31"
 FAULTS = ("500", "503", "drop", "lost", "cut")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
-@pytest.fixture
-def inline(tiny_config):
-    config = load_config(tiny_config)
-    compute = config.compute.model_copy(update={"cluster": "inline"})
-    return config.model_copy(update={"compute": compute})
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 
-from pixelmill.configs.load import load_config
 from pixelmill.flows import worker
 from pixelmill.flows.backfill import BackfillParams, backfill_flow
 from pixelmill.flows.cli import main
@@ -24,19 +22,6 @@ from pixelmill.flows.score import score_flow
 from pixelmill.tasks.store import Store
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
-@pytest.fixture(scope="module")
-def inline(tiny_config):
-    config = load_config(tiny_config)
-    compute = config.compute.model_copy(update={"cluster": "inline"})
-    return config.model_copy(update={"compute": compute})
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
-from pixelmill.configs.load import load_config
 from pixelmill.flows.commands.running import ExitCode, exit_code
 from pixelmill.flows.job import ScoreParams
 from pixelmill.flows.score import score_flow
@@ -58,22 +56,13 @@ def assert_whole(store: Store, count_receipts) -> None:
     assert not audit_store(store).of("damage")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
 @pytest.fixture
-def score_into(server, tiny_config, images):
+def score_into(server, inline, images):
     """Scores in this process into a store; gives the final state."""
-    config = load_config(tiny_config)
-    compute = config.compute.model_copy(update={"cluster": "inline"})
-    config = config.model_copy(update={"compute": compute})
 
     def score_into(store: Path):
         params = ScoreParams(
-            source=str(images), store=str(store), config=config, date=DATE, report=False
+            source=str(images), store=str(store), config=inline, date=DATE, report=False
         )
         return score_flow(params, return_state=True)
 
