@@ -93,7 +93,14 @@ def print_plan(console: Console, plan: Plan, collection: str) -> None:
 def print_run(console: Console, run: RunReport) -> None:
     """What was scored, how good it is, and where it lies."""
     scoring = run.scoring
-    if run.num_planned == 0:
+    if run.num_listed == 0:
+        _say(
+            console,
+            f"No images in {run.collection}: no file there has one of the endings of "
+            "ingest.suffixes (`pixelmill config show` tells them)",
+            style="yellow",
+        )
+    elif run.num_planned == 0:
         console.print(
             f"Nothing to score: all {run.num_listed:,} images of {run.collection} are in."
         )

@@ -108,8 +108,8 @@ class Store:
             dataset = json.loads(self.backend.get(layout.DATASET))
         except FileNotFoundError as err:
             raise FileNotFoundError(
-                f"no Pixelmill store at {self.root!r}; score a folder into it first, or open it "
-                "with create=True"
+                f"no Pixelmill store at {self.root!r}; `pixelmill score FOLDER --out` that place "
+                "makes one"
             ) from err
         if dataset["format_version"] != FORMAT_VERSION:
             raise ValueError(

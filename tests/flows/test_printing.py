@@ -84,6 +84,14 @@ def run(**changes) -> RunReport:
     return RunReport(**(fields | changes))
 
 
+def test_a_folder_without_images_is_told_as_such():
+    said = text(printed(print_run, run(num_listed=0, num_planned=0, scoring=Scoring())))
+    assert said.startswith("No images in set: no file there has one of the endings of ingest")
+    assert "are in." not in said
+    said = text(printed(print_run, run(num_planned=0, scoring=Scoring())))
+    assert said.startswith("Nothing to score: all 1,240 images of set are in.")
+
+
 def test_a_plan_says_what_is_listed_scored_and_reused():
     lines = printed(print_plan, plan(), "set")
     assert text(lines[:4]) == (
