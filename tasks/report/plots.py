@@ -31,6 +31,7 @@ _WIDTH = 480
 _MAX_POINTS = 201
 _MAX_COLOURED = 10
 _MAX_BARS = 24
+_LONGEST_LABEL = 22
 _MAX_HEAT = 24
 _MAX_HEAT_TEXT = 14
 
@@ -128,7 +129,7 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def _label_width(labels: Sequence[str], longest: int = 18) -> float:
+def _label_width(labels: Sequence[str], longest: int = _LONGEST_LABEL) -> float:
     """Pixels that labels need at the plots' font size, by a usual glyph width."""
     return 6.6 * max((min(len(label), longest) for label in labels), default=0) + 10
 
@@ -322,7 +323,7 @@ def bar_chart(
                     rx=3,
                     class_="bar",
                 ),
-                _text(left - 8, y + 15, _shorten(bar.label, 18), "name", "end"),
+                _text(left - 8, y + 15, _shorten(bar.label, _LONGEST_LABEL), "name", "end"),
                 _text(right + 8, y + 15, show(bar.value), "value"),
                 class_=f"mark {bar.css}",
             )
