@@ -126,7 +126,7 @@ def _backfill(job: Job, params: BackfillParams) -> State[BackfillReport]:
 
 
 backfill_flow = flow(
-    name="backfill", flow_run_name="backfill-{params.score.source}", persist_result=False
+    name="backfill", flow_run_name="backfill-{params.score.title}", persist_result=False
 )(backfill)
 
 

@@ -100,6 +100,12 @@ class ScoreParams(BaseModel):
     evaluate: bool = Field(default=True, description="compare with truth, where there is any")
     report: bool = Field(default=True, description="write the HTML report")
 
+    @property
+    def title(self) -> str:
+        """What is scored, for people: the configuration's name where that says which images."""
+        config = self.config if isinstance(self.config, str) else self.config.name
+        return self.collection or self.source or Path(config).stem
+
     @field_validator("until")
     @classmethod
     def _is_time_of_day(cls, value: str | None) -> str | None:

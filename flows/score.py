@@ -363,7 +363,7 @@ def score(params: ScoreParams) -> State[RunReport]:
     return final_state(run)
 
 
-score_flow = flow(name="score", flow_run_name="score-{params.source}", persist_result=False)(score)
+score_flow = flow(name="score", flow_run_name="score-{params.title}", persist_result=False)(score)
 
 
 def score_listing(
