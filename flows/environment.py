@@ -17,8 +17,6 @@ DEFAULTS: Mapping[str, str] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # the default of 20 s is less than a cold start on a busy machine: 4 of 4 starts failed
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    # INFO is 11 lines for a flow that does nothing; our own progress says what matters
-    "PREFECT_LOGGING_LEVEL": "WARNING",
     "DASK_LOGGING__DISTRIBUTED": "warning",
     # at the default of 15 s, one slow restart of a worker removes it from the cluster for good
     "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1h",
@@ -35,12 +33,18 @@ def apply_defaults(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set `DEFAULTS` where nothing is set, and drop an empty PREFECT_API_URL.
 
     An empty URL is not read as none by Prefect's event channel, which then drops events with
-    tracebacks. Where Prefect or Dask were imported before us, they are told to look again.
+    tracebacks. A server that runs by itself gets the log of each run, for its page. Where Prefect
+    or Dask were imported before us, they are told to look again.
     """
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
     if environ.get("PREFECT_API_URL") == "":
         del environ["PREFECT_API_URL"]
+    if "PREFECT_LOGGING_LEVEL" not in environ:
+        # INFO is 11 lines for a flow that does nothing; our own progress says what matters
+        is_alone = "PREFECT_API_URL" not in environ
+        quiet = "PREFECT_LOGGING_LEVEL" if is_alone else "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+        environ.setdefault(quiet, "WARNING")
     if "prefect" in sys.modules:
         from prefect.context import refresh_global_settings_context
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
-from prefect import flow
+from prefect import flow, serve
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,7 +30,11 @@ __all__ = [
     "nightly",
     "nightly_flow",
     "scheduled_flow",
+    "serve_nights",
 ]
+
+# What is emitted when a collection is whole; prefect.yaml has the same
+LANDED, WHICH = "pixelmill.collection.landed", "pixelmill.collection.*"
 
 # Of a message; the notice and the report have all
 _MOST_ALARMS = 3
@@ -89,17 +95,37 @@ def nightly(params: NightlyParams) -> State[NightReport]:
         alarms = [each.text for each in health.findings if each.level == "alarm"]
         state = Completed(name="Unhealthy", message="; ".join(alarms[:_MOST_ALARMS]))
     notice = night_notice(state, run, health)
-    create_markdown_artifact(f"# {notice.title}\n\n{notice.text}", key="nightly")
+    create_markdown_artifact(_page(notice), key="nightly")
     state.data = NightReport(run, health, _tell(config, notice))
     return state
 
 
 nightly_flow = flow(
-    name="nightly", flow_run_name="nightly-{params.score.source}", persist_result=False
+    name="nightly", flow_run_name="nightly-{params.score.title}", persist_result=False
 )(nightly)
 
 # As a deployment: a night that failed is tried again, and goes on where it was
 scheduled_flow = nightly_flow.with_options(retries=2, retry_delay_seconds=300)
+
+
+def serve_nights(name: str, parameters: dict[str, Any], cron: str) -> None:
+    """Stay, and run `scheduled_flow` when the Prefect server's schedule or an event says so.
+
+    Args:
+        name: of the deployment.
+        parameters: of its runs.
+        cron: when.
+    """
+    # Its `serve` would name the function below the flow, which has none of the flow's options
+    deployment = RunnerDeployment.from_entrypoint(
+        f"{__name__}.scheduled_flow",
+        name=name,
+        cron=cron,
+        parameters=parameters,
+        triggers=[DeploymentEventTrigger(expect={LANDED}, match={"prefect.resource.id": WHICH})],
+        tags=["pixelmill"],
+    )
+    serve(deployment, limit=1, pause_on_shutdown=False)
 
 
 def _recent(params: ScoreParams, days: int | None) -> ScoreParams:
@@ -153,6 +179,11 @@ def night_notice(state: State[Any], run: RunReport, health: Health | None = None
         "seconds": round(run.scoring.seconds, 1),
     }
     return Notice(outcome, title, "\n".join(line for line in lines if line), facts)
+
+
+def _page(notice: Notice) -> str:
+    """The notice as markdown, in which lines are not joined."""
+    return "\n".join((f"# {notice.title}", "", *(f"- {each}" for each in notice.text.splitlines())))
 
 
 def _crash_notice(params: NightlyParams, error: Exception) -> Notice:

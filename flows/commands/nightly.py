@@ -179,16 +179,10 @@ def _serve(params: "NightlyParams", name: str, cron: str) -> ExitCode:
             "start`, then PREFECT_API_URL=http://127.0.0.1:4200/api; without one, --print service "
             "or --print cron have this machine start them"
         )
-    from pixelmill.flows.nightly import scheduled_flow
+    from pixelmill.flows.nightly import serve_nights
 
-    scheduled_flow.serve(
-        name=name,
-        cron=cron,
-        # what was left out stays so: a model's own defaults depend on it
-        parameters={"params": params.model_dump(mode="json", exclude_unset=True)},
-        limit=1,
-        pause_on_shutdown=False,
-    )
+    # what was left out stays so: a model's own defaults depend on it
+    serve_nights(name, {"params": params.model_dump(mode="json", exclude_unset=True)}, cron)
     return ExitCode.COMPLETE
 
 

@@ -40,6 +40,13 @@ def test_what_the_user_has_set_stands():
     assert environ["PREFECT_LOGGING_LEVEL"] == "DEBUG"
 
 
+def test_a_server_gets_the_log_of_a_run_and_the_terminal_does_not():
+    environ = {"PREFECT_API_URL": "http://server/api"}
+    apply_defaults(environ)
+    assert "PREFECT_LOGGING_LEVEL" not in environ
+    assert environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "WARNING"
+
+
 def test_an_empty_api_url_is_no_url():
     environ = {"PREFECT_API_URL": ""}
     apply_defaults(environ)
