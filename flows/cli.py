@@ -28,6 +28,7 @@ from pixelmill.flows.commands import (
 )
 from pixelmill.flows.commands.options import UsageError
 from pixelmill.flows.commands.running import ExitCode, tell
+from pixelmill.tasks.transient import explain_refusal
 
 __all__ = ["app", "main"]
 
@@ -122,7 +123,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (UsageError, ConfigError) as err:
         code = _complain(str(err))
     except (ValueError, OSError, KeyError, ImportError) as err:
-        code = _complain(err.args[0] if isinstance(err, KeyError) else str(err))
+        if refusal := explain_refusal(err):  # a full disk, say: no fault of the command
+            tell(refusal)
+            code = ExitCode.FAILED
+        else:
+            code = _complain(err.args[0] if isinstance(err, KeyError) else str(err))
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     sys.exit(int(code or 0))

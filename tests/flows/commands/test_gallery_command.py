@@ -38,3 +38,9 @@ def test_questions_to_a_store_are_refused_of_a_folder(folder, tmp_path, run):
     assert code == 2
     assert "no store" in err
     assert not out.exists()
+
+
+def test_a_full_disk_is_a_failure_and_no_wrong_usage(folder, run):
+    code, _, err = run("gallery", folder, "--to", "/dev/full")
+    assert code == 1
+    assert "the disk is full: free some space" in err
