@@ -6,7 +6,9 @@ import subprocess
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
 
+from pixelmill.flows import cli
 from pixelmill.flows.schedules import cron_to_calendar, format_schedule, own_command
+from pixelmill.tasks.store import Store
 
 analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 
@@ -81,3 +83,40 @@ def test_the_cron_line_is_five_fields_and_a_command_that_a_shell_reads(tmp_path)
     words = shlex.split(match[2].replace("\\%", "%"))
     assert words[:3] == ["cd", str(folder), "&&"]
     assert words[3:-2] == [*own_command(), "nightly", "/a b.yaml"]
+
+
+def as_systemd_reads(line: str) -> str:
+    return line.replace("%%", "%").replace("$$", "$")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["service", "cron"])
+def test_what_is_printed_does_a_night_where_next_to_nothing_is_set(
+    kind, copy_scenes, tiny_config, prefect_home, tmp_path, monkeypatch, capsys
+):
+    folder, home = tmp_path / "line 1", tmp_path / "home"
+    copy_scenes(folder / "images", 3)
+    home.mkdir()
+    (home / ".prefect").symlink_to(prefect_home)
+    monkeypatch.chdir(folder)
+    where = (tiny_config, "images", "--out", "store", "--cluster", "inline")
+    with pytest.raises(SystemExit):
+        cli.main(["nightly", *map(str, where), "--print", kind])
+    printed = capsys.readouterr().out
+    if kind == "cron":
+        command, started_in = printed.split(maxsplit=5)[5].rstrip("\n").replace("\\%", "%"), home
+    else:
+        unit = dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
+        command, started_in = map(as_systemd_reads, (unit["ExecStart"], unit["WorkingDirectory"]))
+    night = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home)},
+        cwd=started_in,
+        capture_output=True,
+        text=True,
+    )
+    log = folder / "pixelmill-nightly.log"
+    told = log.read_text() if kind == "cron" else night.stdout + night.stderr
+    assert night.returncode == 0, told
+    assert "3 images of" in told
+    assert set(Store(folder / "store").images().groupby("model").size()) == {3}
