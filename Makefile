@@ -46,7 +46,7 @@ check: $(VENV)/.installed-dev | $(TYPES)
 	$(BIN)/pyright
 
 test: check
-	$(BIN)/python -P -m pytest -n auto --dist worksteal
+	$(BIN)/python -P -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed-dev | $(TYPES)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --strict

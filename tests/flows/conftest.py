@@ -110,9 +110,9 @@ def inline(tiny_config):
     return config.model_copy(update={"compute": compute})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
-    """Prefect's own test server, for flows in this process."""
+    """Prefect's own test server, for flows in this process; one for all files of a process."""
     from prefect.testing.utilities import prefect_test_harness  # two seconds
 
     with prefect_test_harness(server_startup_timeout=180):
