@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^    (pixelmill .*)$", re.MULTILINE)
 INLINE = re.compile(r"`(pixelmill [a-z][^`]*)`")
+LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|<([a-z]+://[^>\s]*)>|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -34,7 +36,19 @@ def commands_of(page: Path) -> list[str]:
     return found + INDENTED.findall(BLOCK.sub("", text)) + INLINE.findall(BLOCK.sub("", text))
 
 
+def links_of(page: Path) -> list[str]:
+    text = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text()))
+    return ["".join(groups) for groups in LINK.findall(text)]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+?)\s*$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 COMMANDS = sorted({(page, line) for page in PAGES for line in commands_of(page)})
+LINKS = sorted({(page, link) for page in PAGES for link in links_of(page)})
 YAML = [(page, text) for page in PAGES for text in blocks(page, "yaml")]
 
 
@@ -71,7 +85,26 @@ def test_yaml_is_a_valid_configuration_or_a_part_of_one(page, text):
         RunConfig.model_validate({"name": "a", "models": [model | given]})
 
 
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=name)
+def test_a_link_leads_somewhere(page, link):
+    """Inside to a file and a heading of it; outside, which nobody can visit here, as an address."""
+    url = urlsplit(link)
+    if url.scheme:
+        assert (url.scheme, url.username, url.port) == ("https", None, None)
+        assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", url.netloc)
+        return
+    assert not link.startswith("/")
+    target = (page.parent / url.path).resolve() if url.path else page
+    # Made when the site is built, which checks it, too
+    if target.is_relative_to(ROOT / "docs/reference") or target == ROOT / "docs/changelog.md":
+        return
+    assert target.is_relative_to(ROOT)
+    assert target.exists()
+    assert not url.fragment or url.fragment in anchors_of(target)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
     """Block after block; a file's failure (exit code 3) is what the page promises."""
     monkeypatch.chdir(tmp_path)
