@@ -106,11 +106,12 @@ def test_cpu_seconds_are_those_of_the_process():
 
 def test_rounds_are_summed_up_by_medians():
     walls = (2.0, 4.0, 8.0)
-    rounds = [Round(wall_s, 3.0, 0.1, {"cpu_s/decode": wall_s}) for wall_s in walls]
+    rounds = [Round(wall_s, 3.0, 0.1, {"cpu_s/decode": wall_s, "fixed_s": 0.2}) for wall_s in walls]
     measured = summarise("pixelmill_1", rounds, 16, None)
     assert (measured.images_per_s, measured.span) == (4.0, (2.0, 8.0))
     assert measured.cpu_s_per_image == 3.0 / 16
     assert measured.stages == {"cpu_s/decode": 0.25}
+    assert (measured.round_s, measured.fixed_s) == (4.0, 0.2)
 
 
 def test_rounds_that_others_disturb_are_told_apart(monkeypatch):
@@ -126,7 +127,7 @@ def test_a_table_has_ratios_for_rivals_and_shares_of_the_bound():
 
     rows = {
         "stages_1": measured(100.0, stages={"cpu_s/decode": 0.01}),
-        "pixelmill_1": measured(98.0),
+        "pixelmill_1": measured(98.0, round_s=5.0, fixed_s=0.25),
         "naive_1": measured(24.5),
     }
     settings = {"": "torch fp32", "fastest": "openvino bf16"}
@@ -135,6 +136,7 @@ def test_a_table_has_ratios_for_rivals_and_shares_of_the_bound():
     assert "| 0.24 | 4.00x |" in page or "| 0.25 | 4.00x |" in page
     assert "Skipped: ray_2, is not installed." in page
     assert "decode 10.00" in page
+    assert "commit in a round: 0.25 of 5.0 s (x)." in page
 
 
 def test_a_rival_is_beside_pixelmill_in_all_its_settings():
@@ -152,8 +154,8 @@ def test_a_rival_is_beside_pixelmill_in_all_its_settings():
 
 def test_rivals_play_a_part_of_many_images_and_all_of_few():
     paths = [Path(f"{index}.jpg") for index in range(64)]
-    assert [len(part) for part in CONTENDERS["naive_1"].parts(paths)] == [8]
-    assert [len(part) for part in CONTENDERS["stages_2"].parts(paths)] == [32, 32]
+    assert [len(part) for part in CONTENDERS["naive_1"].parts(paths)] == [4]
+    assert [len(part) for part in CONTENDERS["stages_2"].parts(paths)] == [16, 16]
     assert [len(part) for part in CONTENDERS["naive_1"].parts(paths[:4])] == [4]
 
 

@@ -26,7 +26,7 @@ from pixelbench.machine import cpu_seconds, machine_busy_s
 from pixelbench.user_code import Result
 from pixelbench.workloads import Workload
 
-__all__ = ["Measured", "Round", "Table", "count_clean", "play", "summarise"]
+__all__ = ["Measured", "Round", "Table", "count_clean", "is_rival", "play", "summarise"]
 
 REFERENCE = "naive_1"
 # Where other programs disturb, so many times the rounds asked for are played at most
@@ -55,7 +55,10 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A contender's rounds, summed up: medians, with the least and the most in `span`."""
+    """A contender's rounds, summed up: medians, with the least and the most in `span`.
+
+    `fixed_s` are seconds of a round of `round_s` that would be no more with more images.
+    """
 
     title: str
     num_cores: int
@@ -66,6 +69,8 @@ class Measured:
     num_rounds: int
     stages: Mapping[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
+    round_s: float = 0.0
+    fixed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +173,27 @@ def _start(
 @contextmanager
 def _started(
     names: Sequence[str], workload_path: Path, device: str, scratch: Path
-) -> Iterator[list[_Player]]:
-    """Contenders that have loaded; ended at the end."""
+) -> Iterator[tuple[list[_Player], dict[str, str]]]:
+    """Contenders that have loaded, and why others could not; ended at the end.
+
+    One after the other: beside others that load, Ray gives its own start up.
+
+    Raises:
+        RuntimeError: one of ours could not.
+    """
     players: list[_Player] = []
+    broken: dict[str, str] = {}
     try:
-        players += [_Player(name, workload_path, device, scratch) for name in names]
-        for player in players:
-            player.wait_ready()
-        yield players
+        for name in names:
+            players.append(_Player(name, workload_path, device, scratch))
+            try:
+                players[-1].wait_ready()
+            except RuntimeError as err:
+                if not is_rival(name):
+                    raise
+                broken[name] = f"did not start: {str(err).strip().splitlines()[-1]}"
+                players.pop().close()
+        yield players, broken
     finally:
         for player in players:
             player.close()
@@ -230,7 +248,8 @@ def play(
     # Those with as many cores as each other are compared, and all at once would fill the memory
     for num_cores in sorted({CONTENDERS[name].num_cores for name in playing}):
         group = [name for name in playing if CONTENDERS[name].num_cores == num_cores]
-        with _started(group, path, device, folder) as players:
+        with _started(group, path, device, folder) as (players, broken):
+            skipped |= broken
             for player in players:
                 player.play()
             found |= {player.name: results for player in players if (results := player.results())}
@@ -258,6 +277,7 @@ def play(
                 agreements.get(name),
             )
             for name in playing
+            if name not in skipped
         },
         skipped=skipped,
     )
@@ -304,6 +324,12 @@ def _check_names(found: Mapping[str, dict[str, Result]], workload: Workload) -> 
             raise ValueError(f"{name} scored {len(results)} of {len(played)} images")
 
 
+def is_rival(name: str) -> bool:
+    """Whether it is what users run instead, and neither ours nor a limit."""
+    ours = ("forward", "decode", "stages", "pixelmill", "best", "int8")
+    return not name.startswith(ours)
+
+
 def _check(found: Mapping[str, dict[str, Result]]) -> None:
     """Stop before anything is timed that did not do the same work."""
     wrong = {
@@ -338,6 +364,9 @@ def summarise(
         stages={
             key: median(each.inside[key] for each in rounds) / num_images
             for key in rounds[0].inside
+            if key.startswith("cpu_s/")
         },
         agreement=agreement,
+        round_s=median(each.wall_s for each in rounds),
+        fixed_s=median(each.inside.get("fixed_s", 0.0) for each in rounds),
     )

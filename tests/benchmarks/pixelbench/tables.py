@@ -7,7 +7,7 @@ from statistics import median
 from pixelbench.cluster_model import Outcome
 from pixelbench.costs import RunCost
 from pixelbench.passes import Passes
-from pixelbench.rounds import Measured, Table
+from pixelbench.rounds import Measured, Table, is_rival
 from pixelbench.scaling import ShardCosts, Speedup
 from pixelbench.startup import Startup
 
@@ -153,13 +153,19 @@ def _workload_section(table: Table) -> str:
     if stages:
         parts = ", ".join(f"{key.partition('/')[2]} {1e3 * s:.2f}" for key, s in stages.items())
         lines += ["", f"CPU ms per image in the stages alone: {parts}."]
+    fixed = [
+        f"{each.fixed_s:.2f} of {each.round_s:.1f} s ({each.title})"
+        for each in table.rows.values()
+        if each.fixed_s
+    ]
+    if fixed:
+        lines += ["", f"A shard's start, writing and commit in a round: {', '.join(fixed)}."]
     lines += [f"\nSkipped: {name}, {why}." for name, why in table.skipped.items()]
     return "\n".join(lines)
 
 
 def _row(name: str, row: Measured, table: Table) -> tuple[str, ...]:
     bound = table.rows.get(f"stages_{row.num_cores}")
-    is_rival = not name.startswith(("forward", "decode", "stages", "pixelmill", "best", "int8"))
     return (
         row.title,
         str(row.num_cores),
@@ -167,7 +173,7 @@ def _row(name: str, row: Measured, table: Table) -> tuple[str, ...]:
         f"{row.span[0]:.2f} - {row.span[1]:.2f}",
         f"{1e3 * row.cpu_s_per_image:.2f}",
         f"{row.images_per_s / bound.images_per_s:.2f}" if bound else "",
-        _ratios(row, table) if is_rival else "",
+        _ratios(row, table) if is_rival(name) else "",
         _percent(row.agreement.share) if row.agreement else "",
     )
 

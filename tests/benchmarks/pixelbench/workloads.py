@@ -126,8 +126,8 @@ def make_workload(
     Args:
         name: of `WORKLOADS`.
         scratch: folder for rendered images and random weights; reused.
-        num_images: instead of the recipe's, with which a round of Pixelmill takes two to
-            four seconds.
+        num_images: instead of the recipe's, with which a round of Pixelmill takes about five
+            seconds.
         with_int8: quantize the model too, which takes half a minute.
     """
     recipe = WORKLOADS[name]
@@ -453,11 +453,11 @@ def _settle_segmenter(model: Any, sample: torch.Tensor) -> None:
 WORKLOADS = {
     "ssdlite": _Recipe(
         "light detector (torchvision SSDlite320-MobileNetV3, images of 320x320)",
-        "torchvision_detector", _ssdlite, _squares, 192,
+        "torchvision_detector", _ssdlite, _squares, 320,
     ),
     "instances": _Recipe(
         "light instance segmenter (RetinaMask 1.5 M, 240x320)",
-        "own_detector", _demo("demo-detector"), _scenes, 192,
+        "own_detector", _demo("demo-detector"), _scenes, 320,
     ),
     "heavy": _Recipe(
         "heavy detector (torchvision RetinaNet-R50-FPN, images of 480x640)",
@@ -465,15 +465,15 @@ WORKLOADS = {
     ),
     "segmenter": _Recipe(
         "semantic segmenter (U-Net 1.9 M, 144x192)",
-        "own_segmenter", _demo("demo-segmenter"), _scenes, 256,
+        "own_segmenter", _demo("demo-segmenter"), _scenes, 320,
     ),
     "captioner": _Recipe(
         "captioner (Show, Attend and Tell 1.4 M, beam 3)",
-        "own_captioner", _demo("demo-captioner"), _scenes, 256,
+        "own_captioner", _demo("demo-captioner"), _scenes, 640,
     ),
     "identity": _Recipe(
         "identity (costs nothing, 224x224)",
-        "identity", _identity, _photos, 1920,
+        "identity", _identity, _photos, 3200,
     ),
     "maskrcnn": _Recipe(
         "instance segmenter (torchvision Mask R-CNN-R50-FPN, 480x640)",
