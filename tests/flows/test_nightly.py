@@ -218,6 +218,7 @@ def test_a_canary_that_fails_ends_the_backfill_and_a_better_model_goes_on(
     assert (code, report.canary) == (ExitCode.COMPLETE, None)
 
     # One image of each day, and no more however often it is asked for
+    figures = ""
     for _ in range(2):
         state, report, code = go(worse)
         assert (state.name, code) == ("CanaryFailed", ExitCode.UNHEALTHY)
