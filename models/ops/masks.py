@@ -201,10 +201,17 @@ def _hats(offset: Tensor, count: Tensor, extent: Tensor, length: int) -> Tensor:
 
 def _interpolate(plane: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """Bilinear: (..., h, w) -> (..., rows, columns)."""
-    # Columns first: on the few source rows, not on the many rows of the result
-    wide = torch.lerp(plane[..., columns.low], plane[..., columns.high], columns.weight)
-    weight = rows.weight[:, None]
-    return torch.lerp(wide[..., rows.low, :], wide[..., rows.high, :], weight)
+    # Columns first: on the few source rows, not on the many rows of the result. As rows, which are
+    # copied whole: columns would be gathered number by number
+    turned = plane.transpose(-1, -2).contiguous()
+    wide = _blend(turned, columns).transpose(-1, -2).contiguous()
+    return _blend(wide, rows)
+
+
+def _blend(plane: Tensor, axis: Axis) -> Tensor:
+    """(..., h, w) -> (..., positions of the axis, w)."""
+    low, high = plane.index_select(-2, axis.low), plane.index_select(-2, axis.high)
+    return torch.lerp(low, high, axis.weight[:, None])
 
 
 def _trimmed(inside: Tensor, start: Tensor) -> Iterator[PastedMask]:
