@@ -6,6 +6,7 @@ candidates. Labels are those of the weights without placeholders such as "N/A".
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlparse
@@ -333,6 +334,24 @@ class _OneStage(_Detector):
             self._made_anchors[key] = self._make_anchors(images, features)
         return self._made_anchors[key]
 
+    def by_output(self, thresholds: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        """What is said by class, by output of the network: to take the classes' would be a copy.
+
+        Args:
+            thresholds: (K,) by class.
+            num_outputs: of the network.
+
+        Returns:
+            (outputs,) thresholds, which those without a class do not reach, and (outputs + 1,) the
+            class of each, or -1: of those, and at the end for the output -1.
+        """
+        indices = self.class_indices
+        floors = torch.full((num_outputs,), torch.inf, device=indices.device)
+        classes = torch.full((num_outputs + 1,), -1, device=indices.device)
+        floors[indices] = thresholds.to(indices.device, non_blocking=True)
+        classes[indices] = torch.arange(len(indices), device=indices.device)
+        return floors, classes
+
     def _make_anchors(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
         # Float32 stand-ins: with bfloat16 features the generators would round the anchors
         shapes = [images.new_empty((1, 1, *f.shape[-2:]), dtype=torch.float32) for f in features]
@@ -378,16 +397,19 @@ def _read_one_stage(
     trunk = cast("_OneStage", module)
     head, anchors = outputs
     config = cast("BoxPostprocess", spec.postprocess)
-    thresholds = class_thresholds(config, spec.classes).to(anchors.device, non_blocking=True)
+    floors, classes = trunk.by_output(
+        class_thresholds(config, spec.classes), head["cls_logits"].shape[-1]
+    )
     results: list[ViewOutput] = []
     for piece in pieces(len(head["cls_logits"]), anchors.device):
         raw = {name: tensor[piece].float() for name, tensor in head.items()}
-        scores = _one_stage_scores(trunk.model, raw)[..., trunk.class_indices]
-        best = best_candidates(scores >= thresholds, taken_from(scores), config.pre_nms_top_k)
+        scores = _one_stage_scores(trunk.model, raw)
+        best = best_candidates(scores >= floors, taken_from(scores), config.pre_nms_top_k)
         deltas = raw["bbox_regression"].gather(1, best.places[..., None].expand(-1, -1, 4))
         boxes_xyxy = _decode_one_stage(
             trunk.model, deltas.flatten(0, 1), anchors[best.places.flatten()]
         ).view_as(deltas)
+        best = replace(best, labels=classes[best.labels])
         results += fetch(clip_boxes(boxes_xyxy, canvas), best)
     return results
 

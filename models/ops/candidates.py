@@ -8,6 +8,7 @@ many candidates there are, once to fetch them.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def best_candidates(
         score_of: their (N,) image, place and class -> (N,) float32 scores in [0, 1].
         top_k: at most so many of each image.
     """
-    image, places, labels = torch.nonzero(passing, as_tuple=True)
+    image, places, labels = _indices_of(passing)
     scores = score_of(image, places, labels)
     # One sort by image, then by falling score: floats from 0 up are in the order of their bits
     falling = image * 2**32 - scores.view(torch.int32)
@@ -72,6 +73,15 @@ def best_candidates(
         labels=torch.where(rank < count[:, None], labels[chosen], -1),
         scores=scores[chosen],
     )
+
+
+def _indices_of(passing: Tensor) -> tuple[Tensor, ...]:
+    """`torch.nonzero(passing, as_tuple=True)`."""
+    if passing.device.type != "cpu":
+        return torch.nonzero(passing, as_tuple=True)
+    # NumPy skips what is false by words: where little is true, PyTorch takes many times as long
+    found = np.unravel_index(np.flatnonzero(passing.numpy()), passing.shape)
+    return tuple(torch.from_numpy(np.ascontiguousarray(each)) for each in found)
 
 
 def taken_from(scores: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

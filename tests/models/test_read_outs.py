@@ -15,6 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from pixelmill.configs.schema import BoxPostprocess
 from pixelmill.models import retinamask, torchvision_zoo, two_stage
 from pixelmill.models.interface import BoxOutput
+from pixelmill.models.ops import candidates
 from pixelmill.models.ops.anchors import make_anchors
 from pixelmill.models.ops.boxes import clip_boxes, decode_boxes, large_enough
 from pixelmill.models.ops.suppression import (
@@ -89,6 +90,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     waits = Waits()
     for module in (torchvision_zoo, two_stage, retinamask):
         monkeypatch.setattr(module, "pieces", lambda size, device: [slice(0, size)])
+    monkeypatch.setattr(candidates, "_indices_of", lambda mask: torch.nonzero(mask, as_tuple=True))
 
     def copy_to_host(tensor: Tensor) -> Tensor:
         waits.count["cpu"] += 1
