@@ -41,7 +41,7 @@ def folder(copy_scenes, files, hostile, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def config(tiny_config) -> Path:
     document = yaml.safe_load(tiny_config.read_text())
-    document["ingest"] = {"max_decode_s": 6}
+    document["ingest"] = {"max_decode_s": 3}  # ten times as long where an image is alone
     document["shard"] = {"max_images": 8}
     path = tiny_config.with_name("hostile.yaml")
     path.write_text(yaml.safe_dump(document))
