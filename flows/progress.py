@@ -4,6 +4,7 @@ import contextlib
 import logging
 import queue
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -155,6 +156,36 @@ class _Drain:
             self._target.log(record.levelno, "%s: %s", record.name, record.getMessage())
 
 
+class _Collecting:
+    """Runs of this process that collect records; the last to end leaves the logger as it was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._number = 0
+        self._before = (True, logging.NOTSET)
+
+    @contextlib.contextmanager
+    def only_here(self, logger: logging.Logger) -> Iterator[None]:
+        """Records of a logger go to its own handlers only, from INFO on."""
+        with self._lock:
+            if not self._number:
+                self._before = (logger.propagate, logger.level)
+            self._number += 1
+            logger.propagate = False
+            logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._number -= 1
+                if not self._number:
+                    logger.propagate, level = self._before
+                    logger.setLevel(level)
+
+
+_collecting = _Collecting()
+
+
 @contextlib.contextmanager
 def collected_logs(target: LoggerLike) -> Iterator[_Drain]:
     """What this package logs in any thread, or on forwarding workers, goes to `target`.
@@ -163,15 +194,11 @@ def collected_logs(target: LoggerLike) -> Iterator[_Drain]:
     yielded function is called there.
     """
     ours, handler = logging.getLogger("pixelmill"), _Queued()
-    before = (ours.propagate, ours.level)
-    ours.addHandler(handler)
-    ours.propagate = False
-    ours.setLevel(logging.INFO)
-    drain = _Drain(handler, target)
-    try:
-        yield drain
-    finally:
-        drain()
-        ours.removeHandler(handler)
-        ours.propagate, level = before
-        ours.setLevel(level)
+    with _collecting.only_here(ours):
+        ours.addHandler(handler)
+        drain = _Drain(handler, target)
+        try:
+            yield drain
+        finally:
+            drain()
+            ours.removeHandler(handler)
