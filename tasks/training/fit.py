@@ -30,7 +30,12 @@ from pixelmill.models.zoo import ARCHITECTURES, Loss
 from pixelmill.tasks.datasets import Dataset, class_frequencies
 from pixelmill.tasks.holdout import check_held_out
 from pixelmill.tasks.training.batches import Batch, Batches, mix_seed, normalise
-from pixelmill.tasks.training.optimise import average_of, make_optimizer, make_scheduler
+from pixelmill.tasks.training.optimise import (
+    average_of,
+    make_optimizer,
+    make_scheduler,
+    settle_statistics,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -275,6 +280,7 @@ def _prepare(fabric: "Fabric", job: Job) -> _Loop:
             f"{config.devices} devices; each needs one in every batch"
         )
     average = average_of(network, config.average_steps).to(fabric.device)
+    settle_statistics(network)
     bare = make_optimizer(network, config)
     learner, optimizer = fabric.setup(_Learner(network, loss), bare)
     return _Loop(

@@ -8,6 +8,7 @@ from pixelmill.tasks.training.optimise import (
     make_optimizer,
     make_scheduler,
     rate_factor,
+    settle_statistics,
 )
 
 
@@ -92,3 +93,29 @@ def test_the_average_follows_weights_and_statistics():
     assert average.module.get_buffer("running_mean").item() == pytest.approx(-expected)
     assert average.module.get_buffer("num_batches_tracked").item() == 8
     assert not average.module.training
+
+
+def test_statistics_keep_nothing_of_what_they_begin_with():
+    norm = nn.BatchNorm2d(3, momentum=0.01)
+    settle_statistics(norm)
+    torch.manual_seed(0)
+    batches = [0.02 * torch.randn(4, 3, 5, 5) for _ in range(40)]
+    for batch in batches:
+        norm(batch)
+    variances = torch.stack([batch.var((0, 2, 3)) for batch in batches])
+    torch.testing.assert_close(norm.running_var, variances.mean(0))
+    norm.eval()(torch.ones(1, 3, 5, 5))
+    assert norm.num_batches_tracked == 40
+
+
+def test_statistics_follow_by_their_momentum_in_the_end():
+    settled, plain = nn.BatchNorm2d(1, momentum=0.5), nn.BatchNorm2d(1, momentum=0.5)
+    settle_statistics(settled)
+    torch.manual_seed(0)
+    for _ in range(60):
+        batch = torch.randn(2, 1, 3, 3)
+        settled(batch)
+        plain(batch)
+    torch.testing.assert_close(settled.running_mean, plain.running_mean)
+    assert settled.momentum == 0.5
+    assert not settled._forward_pre_hooks
