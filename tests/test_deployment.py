@@ -66,8 +66,9 @@ def test_every_name_of_a_final_state_counts_as_heard(automations):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 given = {each.arg: each.value for each in node.keywords}
-                if node.func.id in names and isinstance(given.get("name"), ast.Constant):
-                    names.add(given["name"].value)
+                name = given.get("name")
+                if node.func.id in names and isinstance(name, ast.Constant):
+                    names.add(str(name.value))
     assert len(names) > 5
     heard = automations["pixelmill-run-has-died"].trigger.expect
     assert heard == {f"prefect.flow-run.{each}" for each in (*names, "heartbeat")}

@@ -441,7 +441,7 @@ def test_a_night_that_is_silent_is_taken_for_dead_and_another_goes_on(api, heard
     assert api.run(heard["silent"])["state"]["message"] == "Nothing was heard of it for ten minutes"
     assert api.run(heard["at work"])["state_type"] == "RUNNING"
 
-    def next_nights() -> list[dict]:
+    def next_nights() -> list[str]:
         by = [(each["created_by"] or {}).get("display_value") for each in api.runs_of("nightly")]
         return [each for each in by if each == "pixelmill-night-goes-on"]
 
