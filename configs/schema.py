@@ -1,11 +1,24 @@
 """What a run's YAML may say: every field with its type, unit, bounds, default and meaning."""
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from datetime import timedelta
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 __all__ = [
+    "STARTED_CLUSTERS",
     "AugmentationConfig",
     "BackfillConfig",
     "BoxPostprocess",
@@ -21,15 +34,20 @@ __all__ = [
     "Gate",
     "IngestConfig",
     "InstanceModel",
+    "JobsConfig",
+    "KubernetesConfig",
     "ModelConfig",
     "NightlyConfig",
     "NotifyConfig",
     "Outcome",
+    "PbsConfig",
     "Precision",
     "PreprocessConfig",
     "RunConfig",
     "SemanticModel",
     "ShardConfig",
+    "SlurmConfig",
+    "StartedCluster",
     "TaskName",
     "TilingConfig",
     "TrainConfig",
@@ -371,12 +389,153 @@ class ShardConfig(Frozen):
     )
 
 
+StartedCluster = Literal["slurm", "pbs", "kubernetes"]
+STARTED_CLUSTERS: tuple[StartedCluster, ...] = get_args(StartedCluster)
+
+
+class _Scaled(Frozen):
+    """Grows by what waits and shrinks when nothing does, within bounds."""
+
+    minimum: int = Field(
+        default=0, ge=0, description="that stay while nothing waits; as many as maximum: no scaling"
+    )
+    maximum: int = Field(gt=0, description="at once")
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> "_Scaled":
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is more than maximum {self.maximum}")
+        return self
+
+
+class JobsConfig(_Scaled):
+    """Jobs of a queueing system, in each of which some workers run."""
+
+    cores: int = Field(default=1, gt=0, description="of a job")
+    memory: ByteSize = Field(description="of a job, such as 32GB")
+    gpus: int = Field(default=0, ge=0, description="of a job; each gets one worker")
+    processes: int | None = Field(
+        default=None,
+        gt=0,
+        description="workers of a job; left out: one per GPU, or without any one per core",
+    )
+    walltime: timedelta = Field(
+        default=timedelta(hours=1),
+        ge=timedelta(minutes=5),
+        description="of a job, hours:minutes:seconds; its workers leave in order before it ends",
+    )
+    queue: str | None = Field(
+        default=None, description="queue or partition; left out: the site's default"
+    )
+    account: str | None = Field(default=None, description="that the jobs are charged to")
+    interface: str | None = Field(
+        default=None, description="network that jobs reach this machine by, such as ib0"
+    )
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="of the scheduler on this machine, where a firewall lets few through; 0: any",
+    )
+    python: str | None = Field(
+        default=None, description="of the workers; left out: this one, at the same path there"
+    )
+    log_directory: str = Field(
+        default="pixelmill-jobs",
+        description="what jobs print, and their keys for the run; on a disk that they share with "
+        "this machine, from the working directory",
+    )
+    directives: tuple[str, ...] = Field(
+        default=(),
+        description="more lines of the job's head, without #SBATCH or #PBS, such as "
+        "--constraint=a100",
+    )
+    prologue: tuple[str, ...] = Field(
+        default=(),
+        description="lines of shell before the workers start, such as `module load python`",
+    )
+
+    @property
+    def num_workers(self) -> int:
+        """Of a job."""
+        return self.processes or self.gpus or self.cores
+
+    @model_validator(mode="after")
+    def _a_gpu_is_for_one_worker(self) -> "JobsConfig":
+        if self.gpus and self.processes is not None:
+            raise ValueError("each GPU gets one worker: leave out processes")
+        return self
+
+
+class SlurmConfig(JobsConfig):
+    """Jobs of SLURM: `cluster: slurm`."""
+
+
+class PbsConfig(JobsConfig):
+    """Jobs of PBS: `cluster: pbs`."""
+
+
+_SECRET = re.compile(r"(?:^|_)(?:SECRET|PASSWORD|TOKEN|KEY)(?:_|$)", re.IGNORECASE)
+
+
+class KubernetesConfig(_Scaled):
+    """Pods of the Dask operator, one worker in each: `cluster: kubernetes`."""
+
+    image: str = Field(description="with this version of pixelmill, of scheduler and workers")
+    namespace: str | None = Field(default=None, description="left out: that of the context")
+    cpu: float = Field(default=1.0, gt=0, description="cores of a worker")
+    memory: ByteSize = Field(description="of a worker, such as 4GB")
+    gpus: Literal[0, 1] = Field(default=0, description="of a worker")
+    env: dict[str, str] = Field(default_factory=dict, description="variables of the pods")
+    secrets: tuple[str, ...] = Field(
+        default=(),
+        description="names of Secrets whose keys become variables of the pods, such as the "
+        "credentials of an object store",
+    )
+    claims: dict[Annotated[str, Field(pattern="^/")], str] = Field(
+        default_factory=dict,
+        description="PersistentVolumeClaims by the folder where workers have them, such as "
+        "/images: archive",
+    )
+    pod: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="more of the worker's pod, in the words of Kubernetes: nodeSelector, "
+        "tolerations, serviceAccountName, imagePullSecrets",
+    )
+
+    @field_validator("env")
+    @classmethod
+    def _has_no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
+        if secret := [name for name in env if _SECRET.search(name)]:
+            raise ValueError(
+                f"{', '.join(secret)} would be kept in every run's record: put it into a Secret, "
+                "and name that in secrets"
+            )
+        return env
+
+    @field_validator("pod")
+    @classmethod
+    def _leaves_our_parts(cls, pod: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if ours := sorted(pod.keys() & {"containers", "volumes"}):
+            raise ValueError(
+                f"{' and '.join(ours)} are made of image, cpu, memory, gpus, env, secrets and "
+                "claims: leave them out"
+            )
+        return pod
+
+
 class ComputeConfig(Frozen):
     """Where and with how much is scored; changes no result."""
 
+    slurm: SlurmConfig | None = Field(default=None, description="what `cluster: slurm` starts")
+    pbs: PbsConfig | None = Field(default=None, description="what `cluster: pbs` starts")
+    kubernetes: KubernetesConfig | None = Field(
+        default=None, description="what `cluster: kubernetes` starts"
+    )
     cluster: str = Field(
         default="auto",
-        description="auto | inline | local | local:<n> | cuda | tcp://host:port of a scheduler",
+        description="auto | inline | local | local:<n> | cuda | tcp://host:port of a scheduler | "
+        "slurm | pbs | kubernetes",
     )
     memory: ByteSize | None = Field(
         default=None,
@@ -395,6 +554,17 @@ class ComputeConfig(Frozen):
     )
     publish_every: int = Field(default=64, gt=0, description="receipts per publication")
     publish_seconds: float = Field(default=60.0, gt=0, description="or after this many seconds")
+
+    @field_validator("cluster")
+    @classmethod
+    def _has_its_block(cls, cluster: str, info: ValidationInfo) -> str:
+        # A block with faults is not there either, and is reported itself
+        if cluster in info.data and info.data[cluster] is None:
+            raise ValueError(
+                f"cluster {cluster} is started as a block compute.{cluster} says, and there is "
+                "none: docs/clusters.md has one to begin with"
+            )
+        return cluster
 
 
 def _check_draws(number: int) -> int:

@@ -3,14 +3,13 @@
 import contextlib
 import logging
 import queue
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from importlib.metadata import version
 from multiprocessing import resource_tracker
 from typing import Any
 
 import dask.config
-from distributed import Client, LocalCluster, get_worker, secede
+from distributed import Client, LocalCluster, Status, get_worker, secede
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # no __all__
@@ -18,9 +17,24 @@ from distributed.worker import thread_state  # type: ignore[attr-defined]  # no 
 from pixelmill.flows.environment import restored_threads, worker_threads
 from pixelmill.flows.pool import Future, Outcome, ShardCall, count_cores, count_gpus, drain
 from pixelmill.flows.signals import sigint_masked
+from pixelmill.flows.versions import (
+    Needs,
+    WrongVersionsError,
+    describe_difference,
+    find_needs,
+    refuse_others,
+)
 from pixelmill.tasks.store import ShardRef
 
-__all__ = ["DaskPool", "call_on_worker", "connect", "start_cuda", "start_local"]
+__all__ = [
+    "DaskPool",
+    "call_on_worker",
+    "check_versions",
+    "connect",
+    "quiet_logger",
+    "start_cuda",
+    "start_local",
+]
 
 GATHER_S = 60
 CONNECT_S = 10
@@ -31,14 +45,29 @@ class DaskPool:
 
     Futures carry a reference to a shard and results are counts: nothing large goes through the
     scheduler.
+
+    Args:
+        client: of the cluster.
+        max_workers: that we start; 0 where the cluster is not ours.
+        cluster: ours, to start workers again.
+        needs: what workers that others have set up must have; none where they are copies of us.
     """
 
     is_isolated = True
 
-    def __init__(self, client: Any, *, max_workers: int = 0, cluster: Any = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        *,
+        max_workers: int = 0,
+        cluster: Any = None,
+        needs: Needs | None = None,
+    ) -> None:
         self.client = client
         self._num_workers = max_workers
         self._cluster = cluster
+        self._needs = dict(needs or {})
+        self._checked: set[str] = set()
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
 
     @property
@@ -51,20 +80,34 @@ class DaskPool:
 
         Raises:
             ConnectionError: the scheduler is gone.
+            WrongVersionsError: a worker that has come since would get other results.
         """
         if self.client.status not in ("running", "connecting"):
             raise ConnectionError("the Dask scheduler is gone; run the same command again")
         workers = self._workers()
+        if not workers.keys() <= self._checked:
+            self.check_workers()
+            self._checked = set(workers)
         if self._by_gpu(workers):
-            return sum(int(worker["resources"]["GPU"]) for worker in workers)
-        return sum(int(worker["nthreads"]) for worker in workers)
+            return sum(int(worker["resources"]["GPU"]) for worker in workers.values())
+        return sum(int(worker["nthreads"]) for worker in workers.values())
+
+    def check_workers(self) -> None:
+        """Refuse a cluster of which somebody has other versions than we.
+
+        Raises:
+            WrongVersionsError: names the worker, what it has, and the remedy.
+        """
+        if self._needs:
+            check_versions(self.client, self._needs)
 
     def submit(self, call: ShardCall, shard: ShardRef, ticket: str) -> Future:
         """Send a reference to a shard."""
         resources = {"GPU": 1} if self._by_gpu(self._workers()) else None
         key = f"score-{ticket}"
+        needs = tuple(self._needs.items())
         future: Future = self.client.submit(
-            call_on_worker, call, shard, key=key, pure=False, resources=resources
+            call_on_worker, call, shard, needs, key=key, pure=False, resources=resources
         )
         future.add_done_callback(self._ended.put)
         return future
@@ -74,7 +117,11 @@ class DaskPool:
         return drain(self._ended, timeout_s)
 
     def outcome(self, future: Any) -> Outcome:
-        """Killed is what Dask gave up after four dead workers; lost is what it cannot find."""
+        """Killed is what Dask gave up after four dead workers; lost is what it cannot find.
+
+        Raises:
+            WrongVersionsError: a worker has other versions, or cannot even read what it is sent.
+        """
         try:
             return Outcome("done", future.result(timeout=GATHER_S))
         except KilledWorker as err:
@@ -85,6 +132,8 @@ class DaskPool:
             # The shard's own, or ours: finished, but the worker died with the result.
             return Outcome("failed" if future.status == "error" else "lost", error=err)
         except Exception as err:
+            if isinstance(err, WrongVersionsError | ImportError):
+                self.check_workers()
             return Outcome("failed", error=err)
 
     def release(self, future: Any) -> None:
@@ -103,34 +152,43 @@ class DaskPool:
         self._cluster.scale(self._num_workers)
         return True
 
-    def _workers(self) -> list[dict[str, Any]]:
-        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+    def _workers(self) -> dict[str, dict[str, Any]]:
+        """Workers that are there, by their addresses."""
+        workers: dict[str, dict[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return workers
 
     @staticmethod
-    def _by_gpu(workers: list[dict[str, Any]]) -> bool:
-        return bool(workers) and all("GPU" in worker["resources"] for worker in workers)
+    def _by_gpu(workers: Mapping[str, dict[str, Any]]) -> bool:
+        return bool(workers) and all("GPU" in worker["resources"] for worker in workers.values())
 
 
-def call_on_worker(call: ShardCall, shard: ShardRef) -> Any:
+def call_on_worker(call: ShardCall, shard: ShardRef, needs: tuple[tuple[str, str], ...]) -> Any:
     """Score a shard in a Dask worker, until Dask wants it no more.
 
     When it is scored its thread leaves the worker's pool, so that the next shard begins while it is
     committed. (Not where the task holds a GPU as a resource: Dask keeps that until it ends.)
+
+    Raises:
+        WrongVersionsError: this worker would get other results.
     """
+    refuse_others(needs)
     return call(shard, should_stop=_unwanted(), on_scored=secede)
 
 
 def _unwanted() -> Callable[[], bool]:
-    """Whether Dask has cancelled the calling task.
+    """Whether Dask has cancelled the calling task, or given it to somebody else.
 
     Dask does not interrupt a running task, but the worker's record of it flips to `cancelled`
-    within 0.1 s of `Client.cancel` or of the client's death. A look-up costs no message.
+    within 0.1 s of `Client.cancel` or of the client's death. A worker whose time is up has handed
+    its tasks back as soon as it begins to close. A look-up costs no message.
     """
-    tasks, key = get_worker().state.tasks, thread_state.key
+    worker, key = get_worker(), thread_state.key
+    tasks = worker.state.tasks
 
     def unwanted() -> bool:
         task = tasks.get(key)
-        return task is None or task.state not in ("executing", "long-running")
+        is_leaving = worker.status not in (Status.running, Status.paused)
+        return is_leaving or task is None or task.state not in ("executing", "long-running")
 
     return unwanted
 
@@ -154,15 +212,9 @@ def start_local(num_workers: int) -> Iterator[DaskPool]:
 
 @contextlib.contextmanager
 def start_cuda() -> Iterator[DaskPool]:
-    """One worker process per GPU of this machine.
+    """One worker process per GPU of this machine."""
+    from dask_cuda import LocalCUDACluster  # pyright: ignore[reportMissingImports]
 
-    Raises:
-        ModuleNotFoundError: dask-cuda is not installed.
-    """
-    try:
-        from dask_cuda import LocalCUDACluster  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as err:
-        raise ModuleNotFoundError("cluster cuda needs: pip install 'pixelmill[cuda]'") from err
     num_workers = count_gpus()
     threads = worker_threads(count_cores(), num_workers)
     options = {"memory_limit": 0, "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
@@ -179,7 +231,8 @@ def _own_cluster(
     spawning = {f"distributed.nanny.pre-spawn-environ.{name}": n for name, n in threads.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(restored_threads())  # a restarted worker sets them in here again
-        stack.enter_context(_quiet_nannies())
+        # Workers of ours are killed if they are slow to end: all they did is in the store
+        stack.enter_context(quiet_logger("distributed.nanny", logging.ERROR))
         with restored_threads(), sigint_masked(), dask.config.set(spawning):
             cluster = stack.enter_context(kind(**options))
             client = stack.enter_context(Client(cluster, set_as_default=False))
@@ -188,48 +241,52 @@ def _own_cluster(
 
 
 @contextlib.contextmanager
-def _quiet_nannies() -> Iterator[None]:
-    """Workers of ours are killed if they are slow to end: all they did is in the store."""
-    nannies = logging.getLogger("distributed.nanny")
-    level = nannies.level
-    nannies.setLevel(logging.ERROR)
+def quiet_logger(name: str, level: int) -> Iterator[None]:
+    """While it lasts, a logger tells nothing below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        nannies.setLevel(level)
+        logger.setLevel(before)
 
 
 @contextlib.contextmanager
-def connect(address: str) -> Iterator[DaskPool]:
+def connect(address: str, needs: Needs | None = None) -> Iterator[DaskPool]:
     """A cluster that somebody else runs.
+
+    Args:
+        address: of its scheduler.
+        needs: what its workers must have; left out: what every model needs.
 
     Raises:
         ConnectionError: nobody answers.
-        RuntimeError: the workers cannot import this version of pixelmill.
+        WrongVersionsError: the scheduler or a worker has other versions.
     """
     try:
         client = Client(address, set_as_default=False, timeout=CONNECT_S)
     except (OSError, TimeoutError) as err:
         raise ConnectionError(f"no Dask scheduler answers at {address}") from err
     with client:
-        check_versions(client, address)
+        pool = DaskPool(client, needs=needs or find_needs())
+        pool.check_workers()
         client.forward_logging("pixelmill", level=logging.INFO)
-        yield DaskPool(client)
+        yield pool
 
 
-def check_versions(client: Any, address: str) -> None:
-    """Refuse a cluster whose workers would fail shard by shard.
+def check_versions(client: Any, needs: Needs) -> None:
+    """Refuse a cluster whose workers would fail shard by shard, or get other results.
 
     Raises:
-        RuntimeError: names the worker and what it has.
+        WrongVersionsError: names the worker, what it has, and the remedy.
     """
-    found = client.get_versions(packages=["pixelmill"])
-    ours = version("pixelmill")
+    found = client.get_versions(packages=list(needs))
+    address = client.scheduler.address
     for worker, report in found["workers"].items():
-        theirs = report["packages"].get("pixelmill")
-        if theirs != ours:
-            has = f"pixelmill {theirs}" if theirs else "no pixelmill"
-            raise RuntimeError(
-                f"worker {worker} of {address} has {has}, this is {ours}: install "
-                f"pixelmill=={ours} where the workers run"
-            )
+        if difference := describe_difference(needs, report["packages"]):
+            raise WrongVersionsError(f"worker {worker} of {address} {difference}")
+    # It passes on what it is sent, and computes nothing
+    passing = {name: needs[name] for name in ("dask", "distributed") if name in needs}
+    if difference := describe_difference(passing, found["scheduler"]["packages"]):
+        raise WrongVersionsError(f"the Dask scheduler at {address} {difference}")

@@ -19,7 +19,7 @@ from pixelmill.configs.schema import EvaluationConfig, RunConfig
 from pixelmill.flows.limits import Deadline, FailureBudget, parse_duration, seconds_until
 from pixelmill.flows.metrics import RunMetrics, open_metrics
 from pixelmill.flows.neighbours import Neighbours
-from pixelmill.flows.pool import check_scheduler, choose_cluster, count_gpus, count_workers
+from pixelmill.flows.pool import check_cluster, count_planned_workers
 from pixelmill.models.build import resolve_model
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.display import refuse_credentials
@@ -33,7 +33,6 @@ __all__ = [
     "DEFAULT_STORE",
     "Job",
     "ScoreParams",
-    "count_planned_workers",
     "default_collection",
     "find_truth",
     "last_run",
@@ -156,7 +155,7 @@ def prepare_job(params: ScoreParams) -> Job:
     Raises:
         ConfigError: the configuration has faults.
         ValueError: no images are named, a model is not complete, or the folder's name is in the
-            store already, for the images of another folder, or no scheduler answers.
+            store already, for the images of another folder, or the cluster cannot be had.
         OSError: weights are neither here nor to be had, or truth is there without the subset that
             is to be compared.
     """
@@ -169,7 +168,7 @@ def prepare_job(params: ScoreParams) -> Job:
         refuse_credentials(url)
     if "://" not in source:
         source = _local_folder(source)
-    check_scheduler(config.compute.cluster)
+    check_cluster(config.compute.cluster)
     if params.collection is None:
         _refuse_namesake(params.store, default_collection(source), source)
     base = truth_base(source)
@@ -183,7 +182,7 @@ def prepare_job(params: ScoreParams) -> Job:
         reprocess=params.reprocess,
         truth=find_truth(config.evaluation, base) if params.evaluate else None,
         truth_base=base,
-        num_workers=count_planned_workers(config.compute.cluster),
+        num_workers=count_planned_workers(config.compute),
         deadline=_deadline(params),
         max_failures=None if budget is None else FailureBudget.parse(budget),
     )
@@ -295,12 +294,6 @@ def default_collection(source: str) -> str:
         return name
     parent = source.rstrip("/").rpartition("/")[0]
     return f"{collection_name(parent)}-{name}" if re.search(r"[^/:]", parent) else name
-
-
-def count_planned_workers(cluster: str) -> int:
-    """Workers that a cluster of this kind will have here; 1 where only its scheduler knows."""
-    chosen = choose_cluster(cluster)
-    return max(1, count_gpus() if chosen == "cuda" else count_workers(chosen))
 
 
 def read_known(store: Store, collection: str) -> pa.Table:

@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pixelmill.configs.schema import STARTED_CLUSTERS, ComputeConfig
+from pixelmill.flows.versions import Needs
 from pixelmill.tasks.store import ShardRef
 
 __all__ = [
@@ -22,9 +25,11 @@ __all__ = [
     "Outcome",
     "Pool",
     "ShardCall",
-    "check_scheduler",
+    "check_cluster",
     "choose_cluster",
     "count_cores",
+    "count_gpus",
+    "count_planned_workers",
     "count_workers",
     "open_pool",
 ]
@@ -187,17 +192,26 @@ def drain(ended: "queue.SimpleQueue[Future]", timeout_s: float) -> list[Future]:
 
 
 @contextlib.contextmanager
-def open_pool(cluster: str, num_shards: int) -> Iterator[Pool]:
+def open_pool(
+    cluster: str,
+    num_shards: int,
+    *,
+    compute: ComputeConfig | None = None,
+    needs: Needs | None = None,
+) -> Iterator[Pool]:
     """The pool that a `ComputeConfig.cluster` names; closed at the end.
 
     Args:
-        cluster: auto | inline | local | local:<n> | cuda | tcp://host:port.
+        cluster: auto | inline | local | local:<n> | cuda | tcp://host:port | slurm | pbs |
+            kubernetes.
         num_shards: to score; more workers than that are not started.
+        compute: with the block of a cluster that is started by one.
+        needs: what workers that others have set up must have; see `find_needs`.
 
     Raises:
         ValueError: no such cluster.
         ConnectionError: the scheduler does not answer.
-        RuntimeError: its workers cannot work for us.
+        RuntimeError: its workers cannot work for us, or it cannot be started.
     """
     chosen = choose_cluster(cluster)
     if chosen == "inline":
@@ -211,21 +225,24 @@ def open_pool(cluster: str, num_shards: int) -> Iterator[Pool]:
         finally:
             pool.close()
         return
-    with _open_dask(chosen, num_shards) as dask:
+    with _open_dask(chosen, num_shards, compute or ComputeConfig(), needs) as dask:
         yield dask
 
 
-def check_scheduler(cluster: str) -> None:
-    """Find out within seconds whether anybody listens where a scheduler is said to be.
+def check_cluster(cluster: str) -> None:
+    """Find out within seconds, before the work, what would keep a cluster from being there.
 
     Dask's client would wait for a scheduler to come, and so would every retry of the stage.
 
     Args:
-        cluster: as in `ComputeConfig`; only addresses of schedulers are looked at.
+        cluster: as in `ComputeConfig`.
 
     Raises:
-        ValueError: nobody does.
+        ValueError: nobody listens where a scheduler is said to be, or what a cluster is started
+            with is not installed.
     """
+    if cluster in _STARTED_WITH:
+        _check_tools(cluster)
     address = re.fullmatch(r"(?:tcp|tls)://(?:\[(.+)\]|([^:/]+)):(\d+)/?", cluster)
     if address is None:
         return
@@ -239,11 +256,37 @@ def check_scheduler(cluster: str) -> None:
         ) from err
 
 
-def _open_dask(cluster: str, num_shards: int) -> contextlib.AbstractContextManager[Any]:
+# Module, extra that installs it, and program that has to be there too
+_STARTED_WITH: dict[str, tuple[str, str, str | None]] = {
+    "cuda": ("dask_cuda", "cuda", None),
+    "slurm": ("dask_jobqueue", "hpc", "sbatch"),
+    "pbs": ("dask_jobqueue", "hpc", "qsub"),
+    "kubernetes": ("dask_kubernetes", "kubernetes", None),
+}
+
+
+def _check_tools(cluster: str) -> None:
+    module, extra, program = _STARTED_WITH[cluster]
+    if find_spec(module) is None:
+        raise ValueError(f"cluster {cluster} needs: pip install 'pixelmill[{extra}]'")
+    if program is not None and shutil.which(program) is None:
+        raise ValueError(
+            f"cluster {cluster} needs {program}, which is not on the PATH: run this where jobs are "
+            "submitted, such as a login node"
+        )
+
+
+def _open_dask(
+    cluster: str, num_shards: int, compute: ComputeConfig, needs: Needs | None
+) -> contextlib.AbstractContextManager[Any]:
     from pixelmill.flows import dask_pool  # half a second that an inline run does not need
 
     if "://" in cluster:
-        return dask_pool.connect(cluster)
+        return dask_pool.connect(cluster, needs)
+    if cluster in STARTED_CLUSTERS:
+        from pixelmill.flows.clusters import start_cluster
+
+        return start_cluster(cluster, compute, needs)
     if cluster == "cuda":
         return dask_pool.start_cuda()
     return dask_pool.start_local(min(count_workers(cluster), num_shards))
@@ -259,11 +302,12 @@ def choose_cluster(cluster: str) -> str:
         ValueError: no such cluster.
     """
     if cluster != "auto":
-        if cluster in ("inline", "cuda") or "://" in cluster or count_workers(cluster):
+        names = ("inline", "cuda", *STARTED_CLUSTERS)
+        if cluster in names or "://" in cluster or count_workers(cluster):
             return cluster
         raise ValueError(
-            f"cluster must be auto, inline, local, local:<n>, cuda or tcp://host:port, "
-            f"got {cluster!r}"
+            "cluster must be auto, inline, local, local:<n>, cuda, tcp://host:port, slurm, pbs or "
+            f"kubernetes, got {cluster!r}"
         )
     if count_gpus() > 1 and find_spec("dask_cuda"):
         return "cuda"
@@ -276,6 +320,17 @@ def count_workers(cluster: str) -> int:
     if kind != "local" or (number and not number.isdecimal()):
         return 0
     return int(number) if number else count_cores()
+
+
+def count_planned_workers(compute: ComputeConfig) -> int:
+    """Workers that a cluster will have at most; 1 where only its scheduler knows."""
+    chosen = choose_cluster(compute.cluster)
+    if chosen == "kubernetes" and compute.kubernetes is not None:
+        return compute.kubernetes.maximum
+    jobs = {"slurm": compute.slurm, "pbs": compute.pbs}.get(chosen)
+    if jobs is not None:
+        return jobs.maximum * jobs.num_workers
+    return max(1, count_gpus() if chosen == "cuda" else count_workers(chosen))
 
 
 def count_cores() -> int:

@@ -29,6 +29,7 @@ from pixelmill.flows.progress import collected_logs, show_progress
 from pixelmill.flows.results import keep_results, results_folder
 from pixelmill.flows.stopping import StopFlag
 from pixelmill.flows.submit import FailedShard, RetryPolicy, Submission, run_shards
+from pixelmill.flows.versions import find_needs
 from pixelmill.flows.worker import score_reference
 from pixelmill.tasks.engine.score import ShardOutcome
 from pixelmill.tasks.evaluate import evaluate_task
@@ -204,7 +205,10 @@ def score_shards(neighbours: Neighbours, job: Job, shards: Sequence[ShardRef]) -
         progress = stack.enter_context(show_progress(job.collection, num_images, "scoring"))
         stack.enter_context(stop.listening())
         publisher = stack.enter_context(contextlib.closing(_Publisher(store, compute)))
-        pool = stack.enter_context(open_pool(compute.cluster, len(todo)))
+        needs = find_needs(job.specs)
+        pool = stack.enter_context(
+            open_pool(compute.cluster, len(todo), compute=compute, needs=needs)
+        )
 
         def should_stop() -> bool:
             if stop.reason is None and job.deadline is not None and job.deadline.left_s <= 0:

@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("configs", "models", "tasks", "flows")
-CLUSTER = {"dask", "distributed", "dask_cuda", "prefect_dask"}
+CLUSTER = {
+    "dask", "distributed", "dask_cuda", "dask_jobqueue", "dask_kubernetes", "prefect_dask",
+}  # fmt: skip
 FORBIDDEN = {
     "configs": {"torch", "torchvision", "prefect", *CLUSTER},
     "models": {"prefect", *CLUSTER},

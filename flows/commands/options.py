@@ -60,7 +60,12 @@ Collection = Annotated[
     str | None, Parameter(help="Name of the images in the store; else the folder's.", group=WHERE)
 ]
 Cluster = Annotated[
-    str | None, Parameter(help="auto, inline, local, local:<n> or cuda.", group=WHERE)
+    str | None,
+    Parameter(
+        help="auto, inline, local, local:<n>, cuda; or slurm, pbs, kubernetes as a block of the "
+        "configuration says.",
+        group=WHERE,
+    ),
 ]
 StoreRoot = Annotated[str, Parameter(help="Folder or URL of the store.")]
 AsJson = Annotated[bool, Parameter(help="Print JSON instead.", negative=())]
@@ -303,7 +308,8 @@ def with_compute(config: RunConfig, workers: Workers, limits: Limits = _UNLIMITE
     except ValidationError as err:
         raise UsageError(
             "; ".join(
-                f"--{str(error['loc'][0]).replace('_', '-')}: {error['msg']}"
+                f"--{str(error['loc'][0]).replace('_', '-')}: "
+                f"{error['msg'].removeprefix('Value error, ')}"
                 for error in err.errors()
             )
         ) from err

@@ -4,11 +4,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pixelmill.flows import dask_pool, submit
 from pixelmill.flows.environment import THREAD_VARIABLES
+from pixelmill.flows.versions import WrongVersionsError
 from pixelmill.tasks.store import ShardRef
 
 pytestmark = pytest.mark.slow
@@ -142,19 +145,74 @@ def test_workers_are_not_daemons_and_have_no_memory_limit(pool):
     assert all(not worker["memory_limit"] for worker in workers)
 
 
-class FakeClient:
-    def __init__(self, versions: dict[str, str | None]):
-        self.versions = versions
-
-    def get_versions(self, packages):
-        report = {name: {"packages": {"pixelmill": v}} for name, v in self.versions.items()}
-        return {"workers": report}
+def fake_client(worker: dict[str, str | None], scheduler: dict[str, str | None]) -> Any:
+    report = {"workers": {"tcp://a:1": {"packages": worker}}, "scheduler": {"packages": scheduler}}
+    return SimpleNamespace(
+        get_versions=lambda packages: report, scheduler=SimpleNamespace(address="tcp://s:1")
+    )
 
 
-def test_workers_without_this_version_are_refused_in_one_sentence():
-    for theirs, has in [(None, "no pixelmill"), ("0.0.1", "pixelmill 0.0.1")]:
-        with pytest.raises(RuntimeError, match=f"tcp://a:1 of tcp://s:1 has {has}, this is"):
-            dask_pool.check_versions(FakeClient({"tcp://a:1": theirs}), "tcp://s:1")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"pixelmill": None}, "has no pixelmill, this is pixelmill 1: install pixelmill==1 where"),
+        ({"pixelmill": "0"}, "has pixelmill 0, this is pixelmill 1: install pixelmill==1 where"),
+        ({"torch": "2.9"}, r"has torch 2.9, this is torch 2.15\+cpu: install torch==2.15 where"),
+        ({"openvino": None}, "has no openvino, this is openvino 2026: install openvino==2026"),
+    ],
+)
+def test_a_worker_that_would_get_other_results_is_refused_in_one_sentence(change, sentence):
+    needs = {"pixelmill": "1", "torch": "2.15+cpu", "openvino": "2026", "distributed": "3"}
+    dask_pool.check_versions(fake_client(dict(needs), dict(needs)), needs)
+    with pytest.raises(RuntimeError, match=f"^worker tcp://a:1 of tcp://s:1 {sentence}"):
+        dask_pool.check_versions(fake_client(needs | change, dict(needs)), needs)
+
+
+def test_a_scheduler_needs_the_same_dask_and_nothing_else():
+    needs = {"pixelmill": "1", "distributed": "3"}
+    dask_pool.check_versions(fake_client(needs, {"distributed": "3"}), needs)
+    with pytest.raises(RuntimeError, match="the Dask scheduler at tcp://s:1 has distributed 2"):
+        dask_pool.check_versions(fake_client(needs, {"distributed": "2"}), needs)
+
+
+def test_a_worker_that_comes_later_with_other_versions_ends_the_run_unscored(pool, tmp_path):
+    strict = dask_pool.DaskPool(pool.client, needs={"numpy": "0.1"})
+    shard = ShardRef("20240531T000000-000000", 0, 4)
+    future = strict.submit(scoring(tmp_path), shard, "late")
+    assert strict.wait_any(20)
+    with pytest.raises(WrongVersionsError, match=r"worker tcp://.* has numpy .* this is numpy 0.1"):
+        strict.outcome(future)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(WrongVersionsError):
+        strict.slots()
+
+
+def test_a_worker_whose_time_is_up_stops_its_shard_and_another_scores_it(pool, tmp_path):
+    def leave(shard, *, should_stop, on_scored):
+        from distributed import get_worker  # a closure goes by value
+
+        mark = tmp_path / "first"
+        if mark.exists():
+            return "scored"
+        mark.touch()
+        worker = get_worker()
+        worker.io_loop.add_callback(worker.close_gracefully, restart=True)
+        until = time.monotonic() + 10
+        while not should_stop() and time.monotonic() < until:
+            time.sleep(0.01)
+        (tmp_path / "stopped").touch()
+        return None
+
+    results = []
+    submission = run_shards(
+        pool, leave, [0], name="leave", on_done=lambda shard, result: results.append(result)
+    )
+    assert results == ["scored"]
+    assert submission.num_again.total() == 0
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "stopped").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):

@@ -3,8 +3,15 @@ import time
 
 import pytest
 
+from pixelmill.configs.schema import ComputeConfig
 from pixelmill.flows import pool
-from pixelmill.flows.pool import check_scheduler, choose_cluster, count_gpus, open_pool
+from pixelmill.flows.pool import (
+    check_cluster,
+    choose_cluster,
+    count_gpus,
+    count_planned_workers,
+    open_pool,
+)
 
 
 @pytest.fixture
@@ -34,7 +41,9 @@ def test_auto_chooses_by_what_is_there_and_never_this_process(
     assert choose_cluster("auto") == chosen
 
 
-@pytest.mark.parametrize("cluster", ["inline", "cuda", "local", "local:3", "tcp://host:8786"])
+@pytest.mark.parametrize(
+    "cluster", ["inline", "cuda", "local", "local:3", "tcp://host:8786", "slurm", "kubernetes"]
+)
 def test_a_named_cluster_is_taken(cluster):
     assert choose_cluster(cluster) == cluster
 
@@ -62,12 +71,46 @@ def test_inline_says_what_it_is_for(caplog):
 def test_a_scheduler_that_is_not_there_is_told_at_once(address):
     started = time.monotonic()
     with pytest.raises(ValueError, match="no Dask scheduler answers at"):
-        check_scheduler(address)
+        check_cluster(address)
     assert time.monotonic() - started < 4
 
 
 def test_a_scheduler_that_listens_and_other_clusters_pass():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        check_scheduler(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        check_cluster(f"tcp://127.0.0.1:{server.getsockname()[1]}")
     for cluster in ("auto", "local:2", "ucx://somewhere:1"):
-        check_scheduler(cluster)
+        check_cluster(cluster)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "extra"),
+    [("cuda", "cuda"), ("slurm", "hpc"), ("pbs", "hpc"), ("kubernetes", "kubernetes")],
+)
+def test_an_extra_that_is_missing_is_told_before_the_work(machine, cluster, extra):
+    machine(8, 0)
+    with pytest.raises(ValueError, match=rf"{cluster} needs: pip install 'pixelmill\[{extra}\]'"):
+        check_cluster(cluster)
+
+
+def test_jobs_are_submitted_where_there_is_a_queue(machine, monkeypatch, tmp_path):
+    machine(8, 0, has_dask_cuda=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="needs sbatch, which is not on the PATH: run this where"):
+        check_cluster("slurm")
+    (tmp_path / "qsub").touch(mode=0o755)
+    check_cluster("pbs")
+
+
+@pytest.mark.parametrize(
+    ("compute", "num_workers"),
+    [
+        ({"cluster": "local:3"}, 3),
+        ({"cluster": "tcp://host:8786"}, 1),
+        ({"cluster": "slurm", "slurm": {"maximum": 5, "memory": "8GB", "cores": 4}}, 20),
+        ({"cluster": "pbs", "pbs": {"maximum": 5, "memory": "8GB", "cores": 16, "gpus": 2}}, 10),
+        ({"cluster": "slurm", "slurm": {"maximum": 2, "memory": "8GB", "processes": 3}}, 6),
+        ({"cluster": "kubernetes", "kubernetes": {"image": "i", "maximum": 7, "memory": "1GB"}}, 7),
+    ],
+)
+def test_a_plan_is_cut_for_the_workers_that_there_may_be(compute, num_workers):
+    assert count_planned_workers(ComputeConfig.model_validate(compute)) == num_workers
