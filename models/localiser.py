@@ -23,9 +23,13 @@ from pixelmill.models.interface import BoxOutput, ClassOutput
 from pixelmill.models.losses import BoxLoss, box_loss
 from pixelmill.models.ops.boxes import box_area, clip_boxes, decode_boxes
 from pixelmill.models.spec import ModelSpec
-from pixelmill.models.targets import BoxTarget, Target
+from pixelmill.models.targets import BoxTarget, ClassTarget, Target
 
 __all__ = ["Localiser", "LocaliserOutput", "localiser_loss", "localiser_outputs"]
+
+# Smooth L1 becomes linear here, in shares of the canvas: offsets from a box as large as that are
+# small, and squared errors of a tenth of it would hardly move a box
+_BETA = 0.02
 
 
 class LocaliserOutput(NamedTuple):
@@ -119,24 +123,26 @@ def localiser_loss(
     Args:
         module: the `Localiser` that gave the outputs.
         outputs: of one batch.
-        targets: `BoxTarget` per image.
+        targets: per image a `BoxTarget`, or a `ClassTarget`, which teaches no box.
 
     Returns:
-        Scalars "class", per image, and "box", per image with an object.
+        Scalars "class", per image, and "box", per image with a box.
     """
     model = cast("Localiser", module)
     logits, deltas = outputs.class_logits.float(), outputs.box_deltas.float()
     wanted = logits.new_zeros(len(targets), dtype=torch.int64)
     boxes_xyxy = logits.new_zeros(len(targets), 4)
-    for index, target in enumerate(cast("Sequence[BoxTarget]", targets)):
-        if len(target.labels):
-            largest = box_area(target.boxes_xyxy).argmax()
-            wanted[index] = 1 + target.labels[largest]
-            boxes_xyxy[index] = target.boxes_xyxy[largest]
-    (shown,) = torch.nonzero(wanted > 0, as_tuple=True)
+    for index, target in enumerate(targets):
+        if isinstance(target, ClassTarget):
+            wanted[index] = 1 + target.label
+        elif len((boxes := cast("BoxTarget", target)).labels):
+            largest = box_area(boxes.boxes_xyxy).argmax()
+            wanted[index] = 1 + boxes.labels[largest]
+            boxes_xyxy[index] = boxes.boxes_xyxy[largest]
+    (shown,) = torch.nonzero(box_area(boxes_xyxy), as_tuple=True)
     own = _of_class(deltas[shown], wanted[shown] - 1)
     whole = outputs.canvas_xyxy.expand_as(own)
-    errors = box_loss(model.box_loss, own, boxes_xyxy[shown], whole)
+    errors = box_loss(model.box_loss, own, boxes_xyxy[shown], whole, beta=_BETA)
     return {
         "class": F.cross_entropy(logits, wanted),
         "box": errors.sum() / max(len(shown), 1),

@@ -9,7 +9,7 @@ from pixelmill.models.interface import BoxOutput, ClassOutput
 from pixelmill.models.localiser import Localiser, LocaliserOutput, localiser_loss, localiser_outputs
 from pixelmill.models.losses import weighted_sum
 from pixelmill.models.ops.boxes import encode_boxes
-from pixelmill.models.targets import BoxTarget
+from pixelmill.models.targets import BoxTarget, ClassTarget
 
 CANVAS = (64, 96)
 WHOLE = torch.tensor([0.0, 0, 96, 64])
@@ -90,7 +90,7 @@ def test_a_wrong_box_costs_what_its_loss_says():
         kind: localiser_loss(Localiser(3, **SMALL, box_loss=kind), moved, TARGETS)["box"].item()
         for kind in ("smooth_l1", "l1", "giou")
     }
-    assert found["smooth_l1"] == pytest.approx(4 * 0.5 * 0.5**2)
+    assert found["smooth_l1"] == pytest.approx(4 * (0.5 - 0.02 / 2))
     assert found["l1"] == pytest.approx(4 * 0.5)
     assert 0 < found["giou"] < 2
 
@@ -100,6 +100,16 @@ def test_a_batch_without_objects_has_a_loss():
     terms = localiser_loss(Localiser(3, **SMALL), nothing, [target()] * 3)
     assert terms["box"].item() == 0
     assert terms["class"].isfinite()
+
+
+def test_an_image_with_a_class_alone_teaches_no_box():
+    outputs = outputs_of_truth(1)
+    moved = outputs._replace(box_deltas=outputs.box_deltas + 0.5)
+    labels = [ClassTarget(torch.tensor(label)) for label in (2, 0, 1)]
+    terms = localiser_loss(Localiser(3, **SMALL), moved, labels)
+    assert terms["box"].item() == 0
+    # The second one shows an object here, and was said to show none
+    assert terms["class"].item() == pytest.approx(40 / 3)
 
 
 def test_the_same_network_classifies(make_spec):
