@@ -1,4 +1,7 @@
-"""An S3 stand-in, a proxy before it that answers as badly as real object stores may, and stores."""
+"""An S3 stand-in, a proxy before it that answers as badly as real object stores may, and stores.
+
+Besides, small networks and a checkpoint of one.
+"""
 
 import http.client
 import os
@@ -127,6 +130,61 @@ class FaultyS3:
                 pass
 
         return Handler
+
+
+@pytest.fixture(scope="session")
+def small_arguments() -> dict[str, dict[str, object]]:
+    """Of each of our architectures, so that it is quickly built, traced and run."""
+    backbone = {"backbone": "resnet18"}
+    two_stage = backbone | {"hidden": 8, "num_proposals": 20}
+    return {
+        "retinamask": {"mask_head": True, "width": 8, "fpn_channels": 8},
+        "ssd": backbone,
+        "yolo_v1": {"variant": "tiny", "width": 8, "image_size": 64},
+        "yolo_v2": {"variant": "tiny", "width": 4, "head_width": 8},
+        "yolo_v3": {"variant": "tiny", "width": 4},
+        "rcnn": backbone | {"crop_size": 32, "context": 2, "num_proposals": 20},
+        "fast_rcnn": two_stage,
+        "faster_rcnn": two_stage,
+        "mask_rcnn": two_stage | {"fpn_channels": 8, "mask_channels": 8},
+        "full_resolution": {"width": 4, "depth": 3},
+        "encoder_decoder": {"width": 4, "depth": 2},
+        "unet": {"width": 4, "depth": 2},
+        "unet_plus_plus": {"width": 4, "depth": 2, "deep_supervision": True},
+        "pspnet": backbone | {"pool_channels": 8},
+        "gcn": backbone | {"kernel": 5},
+        "frrn": {"width": 4},
+        "semantic_fpn": backbone | {"pyramid_channels": 8, "channels": 32},
+        "classifier": backbone,
+        "localiser": backbone | {"hidden": 8},
+        "show_and_tell": backbone | {"embed_dim": 8, "hidden_dim": 8},
+        "show_attend_tell": {"width": 8, "embed_dim": 8, "hidden_dim": 8, "attention_dim": 8},
+    }
+
+
+@pytest.fixture(scope="session")
+def write_unet():
+    """Function (path, canvases) that writes a small U-Net, random but always the same."""
+    import torch
+
+    from pixelmill.configs.schema import PreprocessConfig
+    from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
+    from pixelmill.models.unet import UNet
+
+    def write(path: Path, canvases: tuple[tuple[int, int], ...]) -> Path:
+        torch.manual_seed(0)
+        meta = CheckpointMeta(
+            name="unet",
+            task="semantic_segmentation",
+            architecture="unet",
+            arguments={"num_classes": 3, "width": 4, "depth": 1},
+            classes=("a", "b", "c"),
+            preprocess=PreprocessConfig(canvases=canvases),
+        )
+        save_checkpoint(path, UNet(num_classes=3, width=4, depth=1), meta)
+        return path
+
+    return write
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,28 +10,15 @@ from pixelmill.models.build import (
     locate_weights,
     resolve_model,
 )
-from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.interface import SemanticOutput
-from pixelmill.models.spec import Arguments
-from pixelmill.models.zoo import ARCHITECTURES
 
-ARGUMENTS: Arguments = {"num_classes": 3, "width": 4, "depth": 1}
 PREPROCESS = PreprocessConfig(canvases=((32, 32),))
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, write_unet):
     """With unet.safetensors, a checkpoint of ours."""
-    torch.manual_seed(0)
-    meta = CheckpointMeta(
-        name="unet",
-        task="semantic_segmentation",
-        architecture="unet",
-        arguments=ARGUMENTS,
-        classes=("a", "b", "c"),
-        preprocess=PREPROCESS,
-    )
-    save_checkpoint(tmp_path / "unet.safetensors", ARCHITECTURES["unet"].build(**ARGUMENTS), meta)
+    write_unet(tmp_path / "unet.safetensors", PREPROCESS.canvases)
     return tmp_path
 
 
@@ -42,7 +29,7 @@ def segmenter(**changes) -> SemanticModel:
 def test_a_checkpoint_of_ours_says_everything(folder) -> None:
     spec = resolve_model(segmenter(), folder)
     assert spec.architecture == "unet"
-    assert spec.arguments == ARGUMENTS
+    assert spec.arguments == {"num_classes": 3, "width": 4, "depth": 1}
     assert spec.classes == ("a", "b", "c")
     assert spec.preprocess == PREPROCESS
     assert spec.weights_path == str(folder / "unet.safetensors")

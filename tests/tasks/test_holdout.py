@@ -2,14 +2,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from pixelmill.configs.schema import PreprocessConfig
 from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.interface import BoxOutput, CaptionOutput, SemanticOutput
+from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks import holdout
 from pixelmill.tasks.datasets import DataSource
 from pixelmill.tasks.engine.views import place_whole
+from pixelmill.tasks.predictions import Detections, ImagePrediction
 from pixelmill.tasks.scenes import (
     CLASSES,
     SEMANTIC_CLASSES,
@@ -119,3 +122,33 @@ def test_who_knows_the_truth_beats_the_commonest_caption(folder, tmp_path, monke
 def test_nothing_kept_apart_gives_no_numbers(tmp_path):
     source = DataSource(tmp_path, tmp_path)
     assert holdout.check_held_out(tmp_path / "none.safetensors", source, []) == {}
+
+
+@pytest.mark.parametrize("names", ["cat\ndog\n", "cat\nbird\n"])
+def test_truth_in_yolo_files_is_compared_by_the_classes_that_it_has(tmp_path, names):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels" / "classes.txt").write_text(names)
+    found = Detections(
+        boxes_xyxy=np.array([[10, 5, 30, 15], [0, 0, 5, 5]], np.float32),
+        scores=np.array([0.9, 0.8], np.float32),
+        labels=np.array([0, 1], np.int32),
+        masks=None,
+    )
+    source = DataSource(tmp_path / "images", tmp_path / "labels")
+    spec = ModelSpec(
+        name="m",
+        task="detection",
+        architecture="-",
+        arguments={},
+        weights_path="-",
+        weights_sha256="0" * 64,
+        # the second one may be none of the truth's: its boxes are neither right nor wrong
+        classes=("cat", "dog"),
+        preprocess=PREPROCESS,
+        precision="fp32",
+    )
+    reached = holdout.score_predictions({"a.png": ImagePrediction(detections=found)}, source, spec)
+    assert reached == pytest.approx({"box AP": 1.0, "box AP50": 1.0})

@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from pixelmill.configs.schema import IngestConfig, PreprocessConfig, RunConfig, SemanticModel
+from pixelmill.configs.schema import IngestConfig, RunConfig, SemanticModel
 from pixelmill.models.build import resolve_model
-from pixelmill.models.checkpoint import CheckpointMeta, save_checkpoint
 from pixelmill.models.engines.quantized import QuantizedFile
-from pixelmill.models.spec import Arguments
-from pixelmill.models.zoo import ARCHITECTURES
 from pixelmill.tasks import quantize
 from pixelmill.tasks.engine.score import score_shard
 from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
@@ -21,23 +17,23 @@ from pixelmill.tasks.store import Store
 pytest.importorskip("openvino")
 
 CANVASES = ((32, 48), (48, 32))
-NUMBERS: Arguments = {"num_classes": 3, "width": 4, "depth": 1}
+VOC = (
+    "<a><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+    "</bndbox></object></a>"
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One for all tests: the same network is converted for the same canvases."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def config(tmp_path, monkeypatch, cache, write_unet):
     """Of a small U-Net with random weights."""
-    monkeypatch.setenv("PIXELMILL_CACHE", str(tmp_path / "cache"))
-    torch.manual_seed(0)
-    meta = CheckpointMeta(
-        name="unet",
-        task="semantic_segmentation",
-        architecture="unet",
-        arguments=NUMBERS,
-        classes=("a", "b", "c"),
-        preprocess=PreprocessConfig(canvases=CANVASES),
-    )
-    save_checkpoint(tmp_path / "unet.safetensors", ARCHITECTURES["unet"].build(**NUMBERS), meta)
+    monkeypatch.setenv("PIXELMILL_CACHE", str(cache))
+    write_unet(tmp_path / "unet.safetensors", CANVASES)
     return SemanticModel(name="s", weights="unet.safetensors")
 
 
@@ -161,3 +157,43 @@ def test_nncf_gives_a_model_that_answers_much_as_float32_does_and_scores(config,
     assert "labels_equal" in str(outcome.stats[f"gate/{spec.key}"])
     graph = QuantizedFile(tmp_path / "int8.safetensors").graph(CANVASES[1])
     assert "FakeQuantize" in {operation.get_type_name() for operation in graph.get_ops()}
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "judged"),
+    [
+        ("detection", {"0.txt": "0 0.5 0.5 0.5 0.5", "deep/1.txt": ""}, {"0.png", "deep/1.png"}),
+        (
+            "instance_segmentation",
+            {"2.txt": "0 0 0 0.5 0 0.5 0.5", "deep/3.txt": "0 0 0 1 0 1 1"},
+            {"2.png", "deep/3.png"},
+        ),
+        ("detection", {"4.xml": "<a></a>", "deep/1.xml": VOC}, {"4.png", "deep/1.png"}),
+        ("classification", {"labels.csv": "file_name,label\n0.png,a\n4.png,b"}, {"0.png", "4.png"}),
+    ],
+    ids=["YOLO", "YOLO polygons", "VOC", "classes"],
+)
+def test_truth_of_every_format_says_which_images_to_judge_by(
+    config, images, tmp_path, monkeypatch, task, files, judged
+):
+    for name, text in files.items():
+        place = tmp_path / "labels" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    spec = resolve_model(config, tmp_path, device="cpu")
+    spec = spec.model_copy(update={"task": task})
+    seen = {}
+
+    def judge(*given):
+        seen["images"], seen["source"] = set(given[3]), given[4]
+        return {"box AP": 0.5, "top-1": 0.5}, {"box AP": 0.5, "top-1": 0.5}
+
+    monkeypatch.setattr(quantize, "_resolve", lambda *_: spec)
+    monkeypatch.setattr(quantize, "_quantize", lambda *_: {})
+    monkeypatch.setattr(quantize, "save_quantized", lambda *_: None)
+    monkeypatch.setattr(quantize, "_judge", judge)
+    truth = tmp_path / "labels" / "labels.csv" if task == "classification" else tmp_path / "labels"
+    report = quantize_model(config, tmp_path, images, tmp_path / "i.safetensors", truth=truth)
+    assert seen["images"] == judged
+    assert seen["source"].truth == truth
+    assert report.loss == 0
