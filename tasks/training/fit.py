@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -34,7 +35,7 @@ from pixelmill.tasks.training.optimise import (
     average_of,
     make_optimizer,
     make_scheduler,
-    settle_statistics,
+    measure_statistics,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ T = TypeVar("T")
 # Seconds between savings within an epoch, looked at every so many steps
 SAVE_EVERY_S = 600.0
 _LOOK_EVERY = 25
+# Batch norm's statistics are of about so many
+_IMAGES_MEASURED = 256
 
 # The first number that `evaluate` reports of each task
 _MAIN = {
@@ -231,6 +234,7 @@ class _Loop:
     fabric: "Fabric"
     job: Job
     network: nn.Module
+    loss: Loss
     learner: Any
     optimizer: Any
     scheduler: torch.optim.lr_scheduler.LambdaLR
@@ -280,13 +284,13 @@ def _prepare(fabric: "Fabric", job: Job) -> _Loop:
             f"{config.devices} devices; each needs one in every batch"
         )
     average = average_of(network, config.average_steps).to(fabric.device)
-    settle_statistics(network)
     bare = make_optimizer(network, config)
     learner, optimizer = fabric.setup(_Learner(network, loss), bare)
     return _Loop(
         fabric,
         job,
         network,
+        loss,
         learner,
         optimizer,
         make_scheduler(bare, config, config.epochs * len(batches)),
@@ -339,6 +343,14 @@ def _start_from(module: nn.Module, config: TrainConfig, base: Path) -> None:
         raise ValueError(f"{config.name}: no tensor of {name!r} fits {config.architecture}")
 
 
+def _placed(
+    batch: Batch, config: TrainConfig, device: torch.device
+) -> tuple[Tensor, _Sealed[list[Target]]]:
+    """What a learner is called with."""
+    images = normalise(batch.images.to(device), config)
+    return images, _Sealed([_to_device(each, device) for each in batch.targets])
+
+
 def _to_device(target: Target, device: torch.device) -> Target:
     moved: dict[str, Any] = {
         field.name: value.to(device)
@@ -355,9 +367,7 @@ def _step(loop: _Loop, batch: Batch) -> None:
         FloatingPointError: the loss is not finite.
     """
     fabric, config, totals = loop.fabric, loop.job.config, loop.progress.totals
-    images = normalise(batch.images.to(fabric.device), config)
-    truth = _Sealed([_to_device(each, fabric.device) for each in batch.targets])
-    terms: dict[str, Tensor] = loop.learner(images, truth)
+    terms: dict[str, Tensor] = loop.learner(*_placed(batch, config, fabric.device))
     loss = weighted_sum(terms, config.loss_weights)
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not torch.isfinite(loss):
@@ -383,9 +393,10 @@ def _end_epoch(loop: _Loop) -> None:
         for name, total in sorted(progress.totals.items())
     }
     is_last = progress.epoch == config.epochs
-    metrics: dict[str, float] = {}
-    if config.check_every and (progress.epoch % config.check_every == 0 or is_last):
-        metrics = _check(loop)
+    is_checked = config.check_every and (progress.epoch % config.check_every == 0 or is_last)
+    if is_checked or is_last:
+        measure_statistics(loop.average.module, lambda: _show_batches(loop))
+    metrics = _check(loop) if is_checked else {}
     if metrics:
         _compare(progress, _score(metrics, config), loop.average.module, config.patience)
     report = EpochReport(
@@ -404,6 +415,16 @@ def _end_epoch(loop: _Loop) -> None:
         _write_whole(job.curve, lines.encode())
         if job.on_epoch is not None:
             job.on_epoch(report)
+
+
+def _show_batches(loop: _Loop) -> None:
+    """The averaged weights see some of the epoch's batches, as training shows them."""
+    config, device = loop.job.config, loop.fabric.device
+    torch.manual_seed(mix_seed(config.seed, loop.progress.epoch, 0, 3, loop.fabric.global_rank))
+    learner = _Learner(loop.average.module, loop.loss)
+    count = -(-_IMAGES_MEASURED // config.batch_size)
+    for batch in islice(loop.batches.epoch(loop.progress.epoch), count):
+        learner(*_placed(batch, config, device))
 
 
 def _compare(progress: _Progress, score: float, network: nn.Module, patience: int | None) -> None:
