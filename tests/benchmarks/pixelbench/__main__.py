@@ -15,7 +15,8 @@ from pixelbench.costs import draw_memory, measure_run
 from pixelbench.machine import describe_machine
 from pixelbench.passes import measure_passes
 from pixelbench.rounds import play
-from pixelbench.scaling import measure_shard_costs, measure_speedup, predict
+from pixelbench.scaling import measure_shard_costs, predict
+from pixelbench.speedup import measure_speedup
 from pixelbench.startup import measure_startup
 from pixelbench.tables import (
     costs_page,
@@ -24,6 +25,7 @@ from pixelbench.tables import (
     scaling_page,
     startup_page,
     throughput_page,
+    workers_page,
 )
 from pixelbench.workloads import WORKLOADS, make_workload
 
@@ -77,20 +79,23 @@ def _costs(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
 
 def _scaling(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
     costs = measure_shard_costs(scratch)
-    speedup = measure_speedup(scratch, num_rounds=asked.rounds)
     fleets = {
         title: predict(costs.model(), shard_s=shard_s, num_shards=num_shards)
         for title, (shard_s, num_shards) in FLEET_RUNS.items()
     }
     record = {
         "costs": asdict(costs),
-        "speedup": asdict(speedup),
         "fleets": {
             title: {str(workers): asdict(each) for workers, each in outcomes.items()}
             for title, outcomes in fleets.items()
         },
     }
-    yield {"": (record, scaling_page(costs, speedup) + "\n\n" + fleet_table(fleets))}
+    yield {"": (record, scaling_page(costs) + "\n\n" + fleet_table(fleets))}
+
+
+def _workers(asked: argparse.Namespace, scratch: Path) -> Iterator[Parts]:
+    speedup = measure_speedup(scratch, num_rounds=asked.rounds, num_images=asked.images)
+    yield {"": (asdict(speedup), workers_page(speedup))}
 
 
 SECTIONS: dict[str, Section] = {
@@ -99,6 +104,7 @@ SECTIONS: dict[str, Section] = {
     "startup": _startup,
     "costs": _costs,
     "scaling": _scaling,
+    "workers": _workers,
 }
 
 

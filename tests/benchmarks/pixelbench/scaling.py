@@ -5,15 +5,11 @@ reading its part of a plan of a million images, listing receipts, publishing. `c
 fleets of these.
 """
 
-import functools
 import hashlib
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pixelbench.cluster_model import Costs, Fleet, Outcome, simulate
-from pixelbench.contenders import plan_workload, score_part
-from pixelbench.workloads import Workload, make_workload
+from pixelbench.workloads import make_workload
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.submit import run_shards
 from pixelmill.tasks.ingest import KNOWN_COLUMNS, ingest
@@ -40,7 +35,7 @@ from pixelmill.tasks.store import (
     publish,
 )
 
-__all__ = ["FLEETS", "ShardCosts", "Speedup", "measure_shard_costs", "measure_speedup", "predict"]
+__all__ = ["FLEETS", "ShardCosts", "measure_shard_costs", "predict"]
 
 NUM_WORKERS = 2
 FLEETS = (1, 2, 8, 64, 256, 1000)
@@ -76,20 +71,6 @@ class ShardCosts:
             hand_over_s=1e-3 * self.read_plan_ms[max(self.read_plan_ms)],
             publish_s=publish_s,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """Images per second of whole commands' scoring, each worker pinned to a core.
-
-    Attributes:
-        images_per_s: medians, by number of workers.
-        ratios: of two workers over one, round by round.
-    """
-
-    num_images: int
-    images_per_s: dict[int, float]
-    ratios: tuple[float, ...]
 
 
 def nothing(
@@ -130,30 +111,6 @@ def predict(
         count: simulate(num_shards, Fleet(count, shard_s, spread=0.2, start_s=10.0), costs)
         for count in workers
     }
-
-
-def measure_speedup(scratch: Path, *, num_rounds: int = 5, num_images: int = 96) -> Speedup:
-    """One worker on one core against two on two, by turns, by the pool and loop of a real run."""
-    workload = make_workload("instances", scratch / "speedup", num_images)
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for number in range(num_rounds + 1):
-        for workers in (1, 2) if number % 2 else (2, 1):
-            done = subprocess.run(
-                ["taskset", "--cpu-list", "0" if workers == 1 else "0,1", sys.executable, "-P",
-                 "-m", "pixelbench.scaling", str(workload.save(scratch / "speedup.pickle")),
-                 str(workers), str(scratch / "speedup-store")],
-                capture_output=True, text=True, check=False,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-            if done.returncode:
-                raise RuntimeError(done.stderr[-3000:])
-            if number:
-                rates[workers].append(float(done.stdout))
-    return Speedup(
-        num_images=num_images,
-        images_per_s={workers: statistics.median(values) for workers, values in rates.items()},
-        ratios=tuple(two / one for one, two in zip(rates[1], rates[2], strict=True)),
-    )
 
 
 def _time_driver(num_shards: int) -> float:
@@ -267,28 +224,3 @@ def _store_plan(store: Store, scratch: Path, num_images: int) -> str:
     )
     store.create_run(record, rows)
     return record.run_id
-
-
-def _score_all(workload: Workload, num_workers: int, root: Path) -> float:
-    """Images per second by the pool of a real run, its workers started and warm."""
-    with open_pool(f"local:{num_workers}", num_workers) as pool:
-        rates = list(_passes(workload, num_workers, root, pool))
-    return rates[-1]
-
-
-def _passes(workload: Workload, num_workers: int, root: Path, pool: Any) -> Iterator[float]:
-    for _ in range(2):  # the first loads the model
-        shutil.rmtree(root, ignore_errors=True)
-        store = Store(root, create=True)
-        run_id, num_shards = plan_workload(store, workload, NUM_WORKERS)
-        shards = [ShardRef(run_id, index, 0) for index in range(num_shards)]
-        started = time.perf_counter()
-        done = run_shards(pool, functools.partial(score_part, store.root), shards)
-        elapsed = time.perf_counter() - started
-        if done.num_done != num_shards:
-            raise RuntimeError(f"shards failed: {done.failed}")
-        yield len(workload.paths) / elapsed
-
-
-if __name__ == "__main__":
-    print(_score_all(Workload.load(Path(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3])))

@@ -8,7 +8,8 @@ from pixelbench.cluster_model import Outcome
 from pixelbench.costs import RunCost
 from pixelbench.passes import Passes
 from pixelbench.rounds import Measured, Table, is_rival
-from pixelbench.scaling import ShardCosts, Speedup
+from pixelbench.scaling import ShardCosts
+from pixelbench.speedup import Speedup
 from pixelbench.startup import Startup
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "scaling_page",
     "startup_page",
     "throughput_page",
+    "workers_page",
 ]
 
 
@@ -91,8 +93,8 @@ def costs_page(costs: Sequence[RunCost]) -> str:
     return markdown_table(header, rows)
 
 
-def scaling_page(costs: ShardCosts, speedup: Speedup) -> str:
-    """What a shard costs the run, and two workers against one."""
+def scaling_page(costs: ShardCosts) -> str:
+    """What a shard costs the run."""
     rows = [("driver, scheduler and back, per shard", f"{costs.driver_ms:.2f}")]
     for size, ms in costs.read_plan_ms.items():
         plan = f"a plan of {size:,} images ({costs.plan_bytes[size] / 1e6:.1f} MB)"
@@ -105,14 +107,38 @@ def scaling_page(costs: ShardCosts, speedup: Speedup) -> str:
         (f"publish 64 receipts, the last of {count:,}", f"{ms:.0f}")
         for count, ms in costs.publish_ms.items()
     ]
-    one, two = speedup.images_per_s[1], speedup.images_per_s[2]
-    ratios = speedup.ratios
-    line = (
-        f"One worker pinned to a core: {one:.1f} images/s; two pinned to two: {two:.1f}; ratio "
-        f"{median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f}), {len(ratios)} rounds of "
-        f"{speedup.num_images} images."
+    return markdown_table(("step", "ms"), rows)
+
+
+def workers_page(speedup: Speedup) -> str:
+    """One worker against more."""
+    header = ("workers", "images/s", "min - max", "to one worker", "min - max", "CPU ms/image",
+              "others had")  # fmt: skip
+    rows = []
+    for workers, rounds in speedup.rounds.items():
+        rates = [each.images_per_s for each in rounds]
+        ratios = speedup.ratios(workers)
+        rows.append(
+            (
+                str(workers),
+                f"{speedup.images_per_s(workers):.1f}",
+                f"{min(rates):.1f} - {max(rates):.1f}",
+                f"{median(ratios):.2f}",
+                f"{ratios[0]:.2f} - {ratios[-1]:.2f}",
+                f"{1e3 * median(each.cpu_s_per_image for each in rounds):.1f}",
+                _percent(median(each.foreign for each in rounds)),
+            )
+        )
+    lines = (
+        f"{speedup.title}; the same {speedup.num_images} images in the same {speedup.num_shards} "
+        f"shards, medians of {len(speedup.rounds[1])} rounds in turn, ratios round by round. A "
+        "worker is a process of one thread. A run of N workers is confined to N cores, or to the "
+        f"{speedup.num_cores} that there are, together with its scheduler and its driver: more "
+        f"workers than {speedup.num_cores} measure oversubscription, not growth. Started workers, "
+        "the model loaded; from the first shard submitted to the last one committed to disk. "
+        "*Others had* that share of the machine's cores, driver and workers of the run left out."
     )
-    return markdown_table(("step", "ms"), rows) + "\n\n" + line
+    return markdown_table(header, rows) + "\n\n" + lines
 
 
 def fleet_table(outcomes: Mapping[str, Mapping[int, Outcome]]) -> str:
