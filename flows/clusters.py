@@ -7,13 +7,14 @@ somebody else's work has gone. So nobody is given up here for want of workers, u
 import contextlib
 import getpass
 import logging
+import math
 import os
 import re
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import dask.config
 from distributed import Client, Security, Status
+from distributed.deploy.adaptive import Adaptive
 
 from pixelmill.configs.schema import ComputeConfig, JobsConfig, KubernetesConfig, StartedCluster
 from pixelmill.flows.dask_pool import DaskPool, quiet_logger
@@ -204,8 +206,7 @@ class JobsPool(DaskPool):
     def _replace_ended_jobs(self) -> None:
         jobs = dict(self._cluster.workers)
         workers = {str(worker["name"]) for worker in self._workers().values()}
-        # Of several in one job, each has the job's name and its own number
-        present = (workers | {name.rpartition("-")[0] for name in workers}) & jobs.keys()
+        present = {_job_of(name) for name in workers} & jobs.keys()
         if present - self._seen:
             self._num_failed = 0
         self._seen |= present
@@ -273,10 +274,58 @@ def _forget(cluster: Any, jobs: Mapping[str, Any]) -> None:
         cluster.workers.pop(name, None)
 
 
-def _job_of(worker: Any) -> str:
+def _job_of(worker: str) -> str:
+    """Name of the job that a worker of this name is in: its own, or without its number there."""
+    return worker.rpartition("-")[0] if worker.count("-") > 1 else worker
+
+
+def _job_of_state(worker: Any) -> str:
     """Workers of one job leave together; runs in the scheduler."""
-    name = str(worker.name)
-    return name.rpartition("-")[0] if name.count("-") > 1 else name
+    return _job_of(str(worker.name))
+
+
+def _by_job(adaptive: Any) -> Any:
+    """Dask's scaling, which counts workers, in whole jobs.
+
+    Asked for one worker where a job has four, Dask would cancel a job that waits, because that is
+    three too many, and submit it again: it would lose its place in the queue every minute.
+    """
+
+    class ByJob(adaptive):  # type: ignore[misc]
+        @property
+        def plan(self) -> set[str]:
+            return set(self.cluster.worker_spec)
+
+        @property
+        def requested(self) -> set[str]:
+            return set(self.cluster.workers) & self.plan
+
+        @property
+        def observed(self) -> set[str]:
+            return {_job_of(name) for name in self._workers()} & self.plan
+
+        async def target(self) -> int:
+            return math.ceil(await super().target() / self._per_job())
+
+        async def workers_to_close(self, target: int) -> list[str]:
+            names = await super().workers_to_close(target * self._per_job())
+            return list({_job_of(name) for name in names})
+
+        async def scale_up(self, n: int) -> None:
+            self.cluster.scale(jobs=n)
+
+        async def scale_down(self, workers: Collection[str]) -> None:
+            theirs = [name for name in self._workers() if _job_of(name) in workers]
+            await super().scale_down([*workers, *theirs])
+
+        def _workers(self) -> list[str]:
+            workers = self.cluster.scheduler_info["workers"].values()
+            return [str(worker["name"]) for worker in workers]
+
+        def _per_job(self) -> int:
+            return len(self.cluster.new_spec.get("group", [""]))
+
+    return ByJob
 
 
 def _telling(job: Any) -> Any:
@@ -313,11 +362,12 @@ def _start_jobs(kind: StartedCluster, config: JobsConfig, needs: Needs) -> Itera
         options["security"] = stack.enter_context(_keys(_log_folder(config)))
         cluster = stack.enter_context(_closing(build(**options)))
         cluster.adapt(
-            minimum_jobs=config.minimum,
-            maximum_jobs=config.maximum,
+            Adaptive=_by_job(Adaptive),
+            minimum=config.minimum,
+            maximum=config.maximum,
             interval="1s",
             wait_count=IDLE_S,
-            worker_key=_job_of,
+            worker_key=_job_of_state,
         )
         client = stack.enter_context(Client(cluster, set_as_default=False))
         client.forward_logging("pixelmill", level=logging.INFO)
@@ -398,7 +448,7 @@ def pod_spec(config: KubernetesConfig, name: str) -> dict[str, Any]:
         n_workers=config.minimum,
         resources={"requests": amounts, "limits": amounts},
         env={**_dask_settings(), **threads, **config.env},
-        worker_command=arguments,
+        worker_command=" ".join(arguments),
         idle_timeout=_ORPHANED_S,
     )
     worker, scheduler = (spec["spec"][part]["spec"] for part in ("worker", "scheduler"))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def run_shards(pool, call, indices, **options):
     return submit.run_shards(pool, call, shards, **options)
 
 
-def scoring(folder: Path):
+def scoring(folder: Path) -> Any:
     def score(shard, *, should_stop, on_scored):
         shard_index = shard.index
         assert not should_stop()
@@ -145,7 +146,7 @@ def test_workers_are_not_daemons_and_have_no_memory_limit(pool):
     assert all(not worker["memory_limit"] for worker in workers)
 
 
-def fake_client(worker: dict[str, str | None], scheduler: dict[str, str | None]) -> Any:
+def fake_client(worker: Mapping[str, str | None], scheduler: Mapping[str, str | None]) -> Any:
     report = {"workers": {"tcp://a:1": {"packages": worker}}, "scheduler": {"packages": scheduler}}
     return SimpleNamespace(
         get_versions=lambda packages: report, scheduler=SimpleNamespace(address="tcp://s:1")
@@ -222,6 +223,15 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
         dask_pool.connect("tcp://127.0.0.1:9"),
     ):
         pass
+
+
+@pytest.mark.parametrize("info", [{}, {"workers": {}}])
+def test_a_scheduler_that_is_gone_is_told_whatever_is_asked_of_it(info):
+    client: Any = SimpleNamespace(status="closed", scheduler_info=lambda n_workers: info)
+    gone = dask_pool.DaskPool(client)
+    for ask in (gone.slots, lambda: gone.submit(print, ShardRef("run", 0, 4), "ticket")):
+        with pytest.raises(ConnectionError, match="run the same command again"):
+            ask()
 
 
 def test_an_external_scheduler_works_unchanged(pool, tmp_path):
