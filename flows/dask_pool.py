@@ -82,8 +82,6 @@ class DaskPool:
             ConnectionError: the scheduler is gone.
             WrongVersionsError: a worker that has come since would get other results.
         """
-        if self.client.status not in ("running", "connecting"):
-            raise ConnectionError("the Dask scheduler is gone; run the same command again")
         workers = self._workers()
         if not workers.keys() <= self._checked:
             self.check_workers()
@@ -153,9 +151,16 @@ class DaskPool:
         return True
 
     def _workers(self) -> dict[str, dict[str, Any]]:
-        """Workers that are there, by their addresses."""
-        workers: dict[str, dict[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
-        return workers
+        """Workers that are there, by their addresses.
+
+        Raises:
+            ConnectionError: the scheduler is gone.
+        """
+        info: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)
+        # A client that gave up forgets all; asked of its status before, it may do so meanwhile
+        if self.client.status not in ("running", "connecting") or "workers" not in info:
+            raise ConnectionError("the Dask scheduler is gone; run the same command again")
+        return dict(info["workers"])
 
     @staticmethod
     def _by_gpu(workers: Mapping[str, dict[str, Any]]) -> bool:

@@ -234,6 +234,15 @@ def test_a_scheduler_that_is_gone_is_told_whatever_is_asked_of_it(info):
             ask()
 
 
+@pytest.mark.parametrize("info", [{}, {"workers": {}}])
+def test_a_scheduler_that_is_gone_is_told_whatever_is_asked_of_it(info):
+    client: Any = SimpleNamespace(status="closed", scheduler_info=lambda n_workers: info)
+    gone = dask_pool.DaskPool(client)
+    for ask in (gone.slots, lambda: gone.submit(print, ShardRef("run", 0, 4), "ticket")):
+        with pytest.raises(ConnectionError, match="run the same command again"):
+            ask()
+
+
 def test_an_external_scheduler_works_unchanged(pool, tmp_path):
     address = pool.client.scheduler.address
     with dask_pool.connect(address) as foreign:
