@@ -4,6 +4,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,8 @@ def _default(field: Any) -> str:
     default = field.get_default(call_default_factory=True)
     if default is PydanticUndefined or isinstance(default, BaseModel):
         return ""
+    if isinstance(default, timedelta):
+        return f"`{default}`"
     return f"`{default!r}`" if default not in ((), {}, None, "") else ""
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -229,16 +229,10 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
 def test_a_scheduler_that_is_gone_is_told_whatever_is_asked_of_it(info):
     client: Any = SimpleNamespace(status="closed", scheduler_info=lambda n_workers: info)
     gone = dask_pool.DaskPool(client)
-    for ask in (gone.slots, lambda: gone.submit(print, ShardRef("run", 0, 4), "ticket")):
-        with pytest.raises(ConnectionError, match="run the same command again"):
-            ask()
-
-
-@pytest.mark.parametrize("info", [{}, {"workers": {}}])
-def test_a_scheduler_that_is_gone_is_told_whatever_is_asked_of_it(info):
-    client: Any = SimpleNamespace(status="closed", scheduler_info=lambda n_workers: info)
-    gone = dask_pool.DaskPool(client)
-    for ask in (gone.slots, lambda: gone.submit(print, ShardRef("run", 0, 4), "ticket")):
+    for ask in (
+        gone.slots,
+        lambda: gone.submit(cast("Any", print), ShardRef("run", 0, 4), "ticket"),
+    ):
         with pytest.raises(ConnectionError, match="run the same command again"):
             ask()
 
