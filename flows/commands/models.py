@@ -129,7 +129,13 @@ def models_fetch(
         print(hub.fetch_folder(what if what.startswith(_HUB) else timm_zoo.name_weights(what)))
         return ExitCode.COMPLETE
     from pixelmill.flows.job import resolve_models
+    from pixelmill.models.zoo import ARCHITECTURES
 
+    if what in ARCHITECTURES:
+        raise UsageError(
+            f"{what} is a network without weights to fetch: `pixelmill train` makes them, and "
+            "`pixelmill models list` has those that come with pixelmill"
+        )
     for spec in resolve_models(load_config(what)):
         print(f"{spec.key:40} {spec.weights_path}")
     return ExitCode.COMPLETE
@@ -286,15 +292,17 @@ def _facts_of_architecture(name: str) -> list[tuple[str, str]]:
     facts = [("name", name), ("tasks", ", ".join(architecture.tasks))]
     if name in zoo.ARCHITECTURES:
         for entry in entries_of(name):
-            published = f"; published {entry.published:,} ({entry.source})"
             size = f"{count_parameters(entry):,} parameters"
+            if entry.published is not None:
+                size += f"; published {entry.published:,} ({entry.source})"
             facts += [
                 (entry.name, f"{entry.paper}, {entry.url}"),
-                ("", size + (published if entry.published else "")),
+                ("", size),
                 ("", f"{_said(entry.arguments)}; canvas {entry.canvas[0]}x{entry.canvas[1]}"),
             ]
         facts.append(("trainable", "yes" if architecture.trainable else "no"))
-        facts.append(("arguments", str(inspect.signature(architecture.build)).strip("()")))
+        parameters = inspect.signature(architecture.build).parameters.values()
+        facts.append(("arguments", ", ".join(str(each) for each in parameters)))
         module = inspect.getmodule(architecture.build)
         facts.append(("about", inspect.cleandoc(module.__doc__ or "") if module else ""))
     elif name.startswith(torchvision_zoo.PREFIX):

@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 import torch
 
 from pixelmill.flows import cli
+from pixelmill.models.zoo import ARCHITECTURES
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -34,6 +36,22 @@ def test_an_architecture_is_shown_with_its_paper_and_arguments(capsys):
     _, out, _ = run(capsys, "show", "timm/resnet18.a1_in1k")
     assert "hf:timm/resnet18.a1_in1k" in out
     assert "licence of weights" in out
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_architecture_of_ours_is_shown(capsys, name):
+    code, out, _ = run(capsys, "show", name)
+    assert code == 0
+    assert re.search(
+        r"^arguments +(num_classes|vocabulary_size): int, \S.*[^)]$", out, re.MULTILINE
+    )
+    assert " parameters" in out
+
+
+def test_a_network_without_weights_cannot_be_fetched(capsys):
+    code, _, err = run(capsys, "fetch", "unet")
+    assert code == 2
+    assert "pixelmill train" in err
 
 
 def test_a_configured_model_is_shown_in_full(capsys, tiny_config):
