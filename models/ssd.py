@@ -113,8 +113,11 @@ class _ExtractorBase(nn.Module):
         self.channels = self.extractor.channels[2:4]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        shallow, deep = self.extractor(images)[2:4]
-        return shallow, deep
+        x, maps = images, []
+        for stage in self.extractor.stages[:4]:  # the last one, at stride 32, is not asked for
+            x = stage(x)
+            maps.append(x)
+        return maps[2], maps[3]
 
 
 class SSD(nn.Module):
