@@ -133,7 +133,7 @@ class FaultyS3:
 
 
 @pytest.fixture(scope="session")
-def small_arguments() -> dict[str, dict[str, object]]:
+def small_arguments():
     """Of each of our architectures, so that it is quickly built, traced and run."""
     backbone = {"backbone": "resnet18"}
     two_stage = backbone | {"hidden": 8, "num_proposals": 20}

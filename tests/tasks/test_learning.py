@@ -241,10 +241,12 @@ def test_a_localiser_learns_the_largest_object_of_each_picture_and_its_class(fol
     case = Case("localiser", {}, arguments, steps=150, canvas=(128, 160))
     weights = teach(case, folder, tmp_path)
     source = DataSource(folder / "images", folder / "instances.json")
-    for index, (name, found) in enumerate(predict_held_out(weights, source, NAMES).items()):
+    for index, (name, prediction) in enumerate(predict_held_out(weights, source, NAMES).items()):
+        found = prediction.detections
+        assert found is not None
         scene = render_scene(scene_seed(SEED, index))
         truth = torch.from_numpy(scene.boxes_xyxy).float()
         largest = int(box_area(truth).argmax())
-        assert found.detections.labels.tolist() == [scene.labels[largest]], name
-        boxes = torch.from_numpy(found.detections.boxes_xyxy)
+        assert found.labels.tolist() == [scene.labels[largest]], name
+        boxes = torch.from_numpy(found.boxes_xyxy)
         assert box_iou(boxes, truth[largest : largest + 1]).item() > 0.9, name
