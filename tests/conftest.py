@@ -15,12 +15,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import pyarrow
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before anything imports PyTorch: several processes with a thread per core each would wait for
     # one another actively, and take many times as long
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Arrow goes by the same variable, but there is what it refuses to several threads only
+    pyarrow.set_cpu_count(2)
 
 SLOW_DOWN = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"""
