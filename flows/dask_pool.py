@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from multiprocessing import resource_tracker
 from typing import Any
@@ -12,6 +12,7 @@ import dask.config
 from distributed import Client, LocalCluster, Status, get_worker, secede
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
+from distributed.versions import get_versions
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # no __all__
 
 from pixelmill.flows.environment import restored_threads, worker_threads
@@ -83,9 +84,9 @@ class DaskPool:
             WrongVersionsError: a worker that has come since would get other results.
         """
         workers = self._workers()
-        if not workers.keys() <= self._checked:
-            self.check_workers()
-            self._checked = set(workers)
+        if self._needs and (new := workers.keys() - self._checked):
+            _check_newcomers(self.client, self._needs, new)
+        self._checked = set(workers)
         if self._by_gpu(workers):
             return sum(int(worker["resources"]["GPU"]) for worker in workers.values())
         return sum(int(worker["nthreads"]) for worker in workers.values())
@@ -287,11 +288,27 @@ def check_versions(client: Any, needs: Needs) -> None:
         WrongVersionsError: names the worker, what it has, and the remedy.
     """
     found = client.get_versions(packages=list(needs))
-    address = client.scheduler.address
-    for worker, report in found["workers"].items():
-        if difference := describe_difference(needs, report["packages"]):
-            raise WrongVersionsError(f"worker {worker} of {address} {difference}")
+    _refuse_workers(client, needs, found["workers"])
     # It passes on what it is sent, and computes nothing
     passing = {name: needs[name] for name in ("dask", "distributed") if name in needs}
     if difference := describe_difference(passing, found["scheduler"]["packages"]):
+        address = client.scheduler.address
         raise WrongVersionsError(f"the Dask scheduler at {address} {difference}")
+
+
+def _check_newcomers(client: Any, needs: Needs, addresses: Collection[str]) -> None:
+    """As `check_versions`, of these workers alone.
+
+    All wait for the slowest answer, and one that is cut off keeps them until Dask gives it up.
+    """
+    reports = client.run(
+        get_versions, packages=list(needs), workers=list(addresses), on_error="ignore"
+    )
+    _refuse_workers(client, needs, reports)
+
+
+def _refuse_workers(client: Any, needs: Needs, reports: Mapping[str, Any]) -> None:
+    for worker, report in reports.items():
+        if difference := describe_difference(needs, report["packages"]):
+            address = client.scheduler.address
+            raise WrongVersionsError(f"worker {worker} of {address} {difference}")

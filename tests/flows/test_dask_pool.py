@@ -141,6 +141,7 @@ def test_a_cancelled_shard_learns_that_it_is_unwanted(pool, tmp_path):
 
 
 def test_workers_are_not_daemons_and_have_no_memory_limit(pool):
+    pool.client.wait_for_workers(2, timeout=60)  # one may have been killed just before
     workers = pool.client.scheduler_info(n_workers=-1)["workers"].values()
     assert [worker["nthreads"] for worker in workers] == [1, 1]
     assert all(not worker["memory_limit"] for worker in workers)
@@ -186,6 +187,29 @@ def test_a_worker_that_comes_later_with_other_versions_ends_the_run_unscored(poo
     assert not list(tmp_path.iterdir())
     with pytest.raises(WrongVersionsError):
         strict.slots()
+
+
+def test_only_workers_that_have_come_since_are_asked_what_they_have():
+    """All would wait for one that is cut off."""
+    workers = {"tcp://a:1": {"nthreads": 1, "resources": {}}}
+    asked: list[list[str]] = []
+
+    def run(function, *, packages, workers, on_error):
+        asked.append(workers)
+        return {worker: {"packages": {"numpy": "1"}} for worker in workers}
+
+    client: Any = SimpleNamespace(
+        status="running", scheduler_info=lambda n_workers: {"workers": workers}, run=run
+    )
+    pool = dask_pool.DaskPool(client, needs={"numpy": "1"})
+    assert (pool.slots(), pool.slots()) == (1, 1)
+    workers["tcp://b:1"] = workers["tcp://a:1"]
+    assert pool.slots() == 2
+    del workers["tcp://a:1"]
+    assert pool.slots() == 1
+    workers["tcp://a:1"] = workers["tcp://b:1"]
+    assert pool.slots() == 2
+    assert asked == [["tcp://a:1"], ["tcp://b:1"], ["tcp://a:1"]]
 
 
 def test_a_worker_whose_time_is_up_stops_its_shard_and_another_scores_it(pool, tmp_path):
