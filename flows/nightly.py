@@ -8,6 +8,7 @@ from typing import Any, cast
 from prefect import flow, serve
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.states import Completed
@@ -72,7 +73,8 @@ def nightly(params: NightlyParams) -> State[NightReport]:
     """Score what is new, publish, evaluate, judge, report and tell.
 
     One night at a time works on a store; another one that starts meanwhile is skipped, as the first
-    does its work. What gives way, such as a backfill, starts nothing new until the night is over.
+    does its work. What gives way, such as a backfill, starts nothing new until the night is over. A
+    try that fails is told only if it is the last one.
 
     Returns:
         As of `score`; Unhealthy if the night is unlike those before it, or Skipped.
@@ -89,14 +91,16 @@ def nightly(params: NightlyParams) -> State[NightReport]:
             run = cast("RunReport", state.data)
             health = _judge(store, config, run) if params.health else None
         except Exception as err:
-            _tell(config, _crash_notice(params, err))
+            if not _is_tried_again():
+                _tell(config, _crash_notice(params, err))
             raise
     if health is not None and health.level == "alarm" and state.is_completed():
         alarms = [each.text for each in health.findings if each.level == "alarm"]
         state = Completed(name="Unhealthy", message="; ".join(alarms[:_MOST_ALARMS]))
     notice = night_notice(state, run, health)
     create_markdown_artifact(_page(notice), key="nightly")
-    state.data = NightReport(run, health, _tell(config, notice))
+    is_over = not (state.is_failed() and _is_tried_again())
+    state.data = NightReport(run, health, _tell(config, notice) if is_over else ())
     return state
 
 
@@ -126,6 +130,14 @@ def serve_nights(name: str, parameters: dict[str, Any], cron: str) -> None:
         tags=["pixelmill"],
     )
     serve(deployment, limit=1, pause_on_shutdown=False)
+
+
+def _is_tried_again() -> bool:
+    """Whether Prefect starts this run once more if it fails."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return False
+    return context.flow_run.run_count <= (context.flow_run.empirical_policy.retries or 0)
 
 
 def _recent(params: ScoreParams, days: int | None) -> ScoreParams:

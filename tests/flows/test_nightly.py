@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from prefect.states import Failed
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -27,7 +28,7 @@ from pixelmill.configs.schema import (
     NightlyConfig,
     NotifyConfig,
 )
-from pixelmill.flows import worker
+from pixelmill.flows import nightly, worker
 from pixelmill.flows.backfill import BackfillParams, backfill_flow
 from pixelmill.flows.commands.running import ExitCode, exit_code
 from pixelmill.flows.job import ScoreParams, plan_job, prepare_job, read_known, resolve_models
@@ -119,7 +120,7 @@ def test_a_night_that_breaks_is_told_and_its_error_goes_on(
     def crash(params):
         raise OSError("s3://bucket/x?sig=hunter2hunter2 is away")
 
-    monkeypatch.setattr("pixelmill.flows.nightly.score", crash)
+    monkeypatch.setattr(nightly, "score", crash)
     score = params_of(with_notices(detector, notices), archive, tmp_path / "store")
     state, error = run(nightly_flow, NightlyParams(score=score))
     assert isinstance(error, OSError)
@@ -128,6 +129,40 @@ def test_a_night_that_breaks_is_told_and_its_error_goes_on(
     assert notice["outcome"] == "failed"
     assert "hunter2" not in json.dumps(notice)
     assert Neighbours(Store(tmp_path / "store")).is_anybody(NIGHTLY) is False
+
+
+@pytest.mark.parametrize(
+    ("num_failing", "num_tries", "told"), [(1, 2, ["complete"]), (3, 3, ["failed"])]
+)
+def test_a_night_that_is_tried_again_is_told_once_when_it_is_over(
+    server, detector, archive, notices, tmp_path, monkeypatch, num_failing, num_tries, told
+):
+    score, tries = nightly.score, itertools.count(1)
+
+    def crash_first(params):
+        if next(tries) <= num_failing:
+            raise OSError("the disk is away")
+        return score(params)
+
+    monkeypatch.setattr(nightly, "score", crash_first)
+    params = params_of(with_notices(detector, notices), archive, tmp_path / "store", report=False)
+    flow = nightly.scheduled_flow.with_options(retry_delay_seconds=0)
+    run(flow, nightly.NightlyParams(score=params))
+    assert next(tries) == num_tries + 1
+    assert [notice["outcome"] for notice in notices()] == told
+
+
+def test_a_night_of_which_shards_failed_is_not_told_while_it_will_be_tried_again(
+    server, detector, archive, notices, tmp_path, monkeypatch
+):
+    score = nightly.score
+    monkeypatch.setattr(nightly, "score", lambda params: Failed(data=score(params).data))
+    params = params_of(with_notices(detector, notices), archive, tmp_path / "store", report=False)
+    night = nightly.NightlyParams(score=params)
+    state = nightly.scheduled_flow(night, return_state=True)
+    assert (state.name, notices()) == ("AwaitingRetry", [])
+    state = nightly.nightly_flow(night, return_state=True)
+    assert (state.name, len(notices())) == ("Failed", 1)
 
 
 def test_a_second_night_on_the_same_store_is_skipped(server, detector, archive, tmp_path):
