@@ -34,6 +34,7 @@ __all__ = [
     "Job",
     "ScoreParams",
     "default_collection",
+    "find_source",
     "find_truth",
     "last_run",
     "plan_job",
@@ -166,8 +167,7 @@ def prepare_job(params: ScoreParams) -> Job:
         raise ValueError(f"config {config.name!r} names no images; name a folder to score")
     for url in (source, config.images or ""):  # both are kept in the run's record
         refuse_credentials(url)
-    if "://" not in source:
-        source = _local_folder(source)
+    source = find_source(source)
     check_cluster(config.compute.cluster)
     if params.collection is None:
         _refuse_namesake(params.store, default_collection(source), source)
@@ -247,7 +247,14 @@ def last_run(store: Store, collection: str | None) -> RunRecord | None:
     return next((each for each in records if collection in (None, each.collection)), None)
 
 
-def _local_folder(source: str) -> str:
+def find_source(source: str) -> str:
+    """A folder by its whole path; a URL as it is.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    if "://" in source:
+        return source
     folder = Path(source).expanduser().resolve()
     if not folder.exists():
         raise FileNotFoundError(f"no folder {str(folder)!r}")

@@ -230,8 +230,9 @@ def _choose_config(folder: str | None, asked: Models) -> RunConfig:
     if folder is None:
         raise UsageError("name a folder to score, or a --preset that has images of its own")
     chosen = _with_weights(load_config("coco"), asked)
-    from pixelmill.flows.job import resolve_models
+    from pixelmill.flows.job import find_source, resolve_models
 
+    find_source(folder)  # nothing is fetched for a folder that is not there
     try:
         resolve_models(chosen)
     except OSError as err:

@@ -14,13 +14,13 @@ def _no_weights_needed(monkeypatch):
 
 @pytest.mark.parametrize("asked", [Models(trust=True), Models(preset="demo", trust=True)])
 @pytest.mark.usefixtures("_no_weights_needed")
-def test_trust_reaches_every_model_of_any_configuration(asked):
-    assert {model.trust for model in choose_config("photos", asked).models} == {True}
+def test_trust_reaches_every_model_of_any_configuration(asked, tmp_path):
+    assert {model.trust for model in choose_config(str(tmp_path), asked).models} == {True}
 
 
 @pytest.mark.usefixtures("_no_weights_needed")
-def test_no_model_is_trusted_unasked():
-    assert {model.trust for model in choose_config("photos", Models()).models} == {False}
+def test_no_model_is_trusted_unasked(tmp_path):
+    assert {model.trust for model in choose_config(str(tmp_path), Models()).models} == {False}
 
 
 def test_a_preset_and_a_file_exclude_each_other(tmp_path):
