@@ -15,14 +15,6 @@ from pixelmill.models import build
 from pixelmill.tasks.store import Store, publish
 
 
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as raised:
-        cli.main(list(arguments))
-    out, err = capsys.readouterr()
-    assert isinstance(raised.value.code, int)
-    return raised.value.code, out, err
-
-
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys\nfrom pixelmill.flows.cli import main\n"
@@ -47,8 +39,8 @@ def test_help_is_quick_and_imports_nothing_heavy():
         *("models quantize", "explain", "runs list", "runs show", "runs compare"),
     ],
 )
-def test_every_command_has_an_example(capsys, command):
-    code, out, _ = run(capsys, *command.split(), "--help")
+def test_every_command_has_an_example(run, command):
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert f"Example: pixelmill {command}" in out
 
@@ -57,6 +49,7 @@ def test_every_command_has_an_example(capsys, command):
     ("arguments", "told"),
     [
         (("score", "."), "use --preset demo"),
+        (("score", "nowhere"), "no folder"),
         (("score",), "name a folder to score"),
         (("score", ".", "--preset", "dmo"), "did you mean 'demo'?"),
         (("score", ".", "--preset", "demo", "--config", "a.yaml"), "exclude each other"),
@@ -88,13 +81,11 @@ def test_every_command_has_an_example(capsys, command):
         (("train", "nothing"), "no preset is named 'nothing'"),
     ],
 )
-def test_wrong_usage_is_told_in_a_line_and_ends_with_2(
-    capsys, monkeypatch, tmp_path, arguments, told
-):
+def test_wrong_usage_is_told_in_a_line_and_ends_with_2(run, monkeypatch, tmp_path, arguments, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.setattr(build.torchvision_zoo, "download_weights", refuse)
-    code, _, err = run(capsys, *arguments)
+    code, _, err = run(*arguments)
     assert code == cli.ExitCode.USAGE
     assert told in err
     assert "Traceback" not in err
@@ -102,19 +93,19 @@ def test_wrong_usage_is_told_in_a_line_and_ends_with_2(
 
 
 def test_a_store_that_cannot_be_written_is_told_before_the_run_starts(
-    capsys, scenes, tiny_config, tmp_path
+    run, scenes, tiny_config, tmp_path
 ):
     (tmp_path / "file").touch()
     where = ("--config", str(tiny_config), "--out", str(tmp_path / "file" / "store"))
-    code, _, err = run(capsys, "score", str(scenes / "images"), *where)
+    code, _, err = run("score", str(scenes / "images"), *where)
     assert code == cli.ExitCode.USAGE
     assert str(tmp_path / "file" / "store") in err
     assert "Traceback" not in err
 
 
-def test_failed_images_are_retried_by_a_flag_and_in_no_other_way(capsys):
+def test_failed_images_are_retried_by_a_flag_and_in_no_other_way(run):
     for command in ("score", "plan"):
-        out = run(capsys, command, "--help")[1]
+        out = run(command, "--help")[1]
         assert "--retry-failed" in out
         assert "--reprocess" not in out
 
@@ -138,22 +129,20 @@ def refuse(*arguments, **options):
     raise OSError("no network")
 
 
-def test_a_misspelt_option_ends_with_2(capsys):
-    assert run(capsys, "score", "--prest", "demo")[0] == 2
+def test_a_misspelt_option_ends_with_2(run):
+    assert run("score", "--prest", "demo")[0] == 2
 
 
-def test_config_show_prints_what_loads_again(capsys, tmp_path):
-    code, out, _ = run(capsys, "config", "show", "demo")
+def test_config_show_prints_what_loads_again(run, tmp_path):
+    code, out, _ = run("config", "show", "demo")
     assert code == 0
     (tmp_path / "again.yaml").write_text(out)
-    assert run(capsys, "config", "check", str(tmp_path / "again.yaml"))[0] == 0
+    assert run("config", "check", str(tmp_path / "again.yaml"))[0] == 0
 
 
-def test_plan_tells_what_would_be_scored(capsys, scenes, tiny_config, tmp_path):
+def test_plan_tells_what_would_be_scored(run, scenes, tiny_config, tmp_path):
     store = tmp_path / "store"
-    code, out, _ = run(
-        capsys, "plan", str(scenes / "images"), "--config", str(tiny_config), "--out", str(store)
-    )
+    code, out, _ = run("plan", scenes / "images", "--config", tiny_config, "--out", store)
     assert code == 0
     assert "8 images listed in" in out
     assert "8 to score" in out
@@ -168,20 +157,20 @@ def scored(scenes, score_plainly, tmp_path_factory):
     return score_plainly(scenes / "images", root, is_published=False)
 
 
-def test_publish_shows_what_a_killed_run_had_finished(capsys, scored):
+def test_publish_shows_what_a_killed_run_had_finished(run, scored):
     assert scored.images().empty
-    code, out, _ = run(capsys, "publish", scored.root)
+    code, out, _ = run("publish", scored.root)
     assert (code, out) == (0, "2 shards published: 16 rows of images\n")
     assert len(Store(scored.root).images()) == 16
-    assert run(capsys, "publish", scored.root)[1].startswith("0 shards published")
+    assert run("publish", scored.root)[1].startswith("0 shards published")
 
 
-def test_report_is_written_where_it_is_wanted_or_into_the_store(capsys, scored, tmp_path):
+def test_report_is_written_where_it_is_wanted_or_into_the_store(run, scored, tmp_path):
     publish(scored)
-    code, out, _ = run(capsys, "report", scored.root, "--to", str(tmp_path / "a.html"))
+    code, out, _ = run("report", scored.root, "--to", str(tmp_path / "a.html"))
     assert (code, out) == (0, f"{tmp_path / 'a.html'}\n")
     assert (tmp_path / "a.html").read_text().startswith("<!")
-    code, out, _ = run(capsys, "report", scored.root)
+    code, out, _ = run("report", scored.root)
     assert code == 0
     expected = (
         Path(scored.root) / "reports" / find_last_run(scored, None).collection / "report.html"
@@ -190,48 +179,46 @@ def test_report_is_written_where_it_is_wanted_or_into_the_store(capsys, scored, 
     assert expected.exists()
 
 
-def test_a_collection_that_is_not_there_is_told_with_those_that_are(capsys, scored):
+def test_a_collection_that_is_not_there_is_told_with_those_that_are(run, scored):
     known = find_last_run(scored, None).collection
     for command in ("report", "evaluate"):
-        code, _, err = run(capsys, command, scored.root, "--collection", "birds")
+        code, _, err = run(command, scored.root, "--collection", "birds")
         assert code == 2
         assert f"no run of collection 'birds'; it has: {known}" in err
 
 
 def test_another_folder_of_the_same_name_is_wrong_usage(
-    capsys, scored, copy_scenes, tiny_config, tmp_path
+    run, scored, copy_scenes, tiny_config, tmp_path
 ):
     source = Path(find_last_run(scored, None).source)
     namesake = copy_scenes(tmp_path / source.parent.name / source.name, 1)
     options = (str(namesake), "--config", str(tiny_config), "--out", scored.root)
-    code, _, err = run(capsys, "plan", *options)
+    code, _, err = run("plan", *options)
     assert code == 2
     assert f"has the images of {source}, not of {namesake}" in err
-    assert run(capsys, "plan", *options, "--collection", "more")[0] == 0
+    assert run("plan", *options, "--collection", "more")[0] == 0
 
 
 def test_truth_without_its_subset_is_told_before_anything_is_scored(
-    capsys, scenes, tiny_config, tmp_path
+    run, scenes, tiny_config, tmp_path
 ):
     config = tiny_config.with_name("held-out.yaml")
     text = tiny_config.read_text()
     config.write_text(text.replace("evaluation:", "evaluation:\n  subset: held-out.txt"))
     store = tmp_path / "store"
-    code, _, err = run(
-        capsys, "score", str(scenes / "images"), "--config", str(config), "--out", str(store)
-    )
+    code, _, err = run("score", scenes / "images", "--config", config, "--out", store)
     assert code == 2
     assert f"no {tiny_config.with_name('held-out.txt')}, which names the images to compare" in err
     assert not store.exists()
 
 
-def test_models_are_listed_and_their_weights_found(capsys, tiny_config):
-    code, out, _ = run(capsys, "models", "list")
+def test_models_are_listed_and_their_weights_found(run, tiny_config):
+    code, out, _ = run("models", "list")
     assert code == 0
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
     assert "embedded:demo-detector" in {line[0] for line in lines}
     assert {"retinamask", "unet", "torchvision/fcn_resnet50"} <= {line[0] for line in lines}
-    code, out, _ = run(capsys, "models", "fetch", str(tiny_config))
+    code, out, _ = run("models", "fetch", str(tiny_config))
     assert code == 0
     for name, line in zip(("detector", "segmenter"), out.splitlines(), strict=True):
         key, path = line.split()
@@ -239,8 +226,8 @@ def test_models_are_listed_and_their_weights_found(capsys, tiny_config):
         assert path == str(tiny_config.with_name(f"{name}.safetensors"))
 
 
-def test_presets_are_listed_with_what_they_do(capsys):
-    code, out, _ = run(capsys, "config", "list")
+def test_presets_are_listed_with_what_they_do(run):
+    code, out, _ = run("config", "list")
     assert code == 0
     for name in list_presets():
         assert f"{name:12} {load_config(name).description}\n" in out
@@ -248,8 +235,8 @@ def test_presets_are_listed_with_what_they_do(capsys):
         assert f"(pixelmill train {name})" in out
 
 
-def test_config_check_tells_a_faulty_file_with_its_line(capsys, tmp_path):
+def test_config_check_tells_a_faulty_file_with_its_line(run, tmp_path):
     (tmp_path / "mine.yaml").write_text("name: mine\nmodles: []\n")
-    code, _, err = run(capsys, "config", "check", str(tmp_path / "mine.yaml"))
+    code, _, err = run("config", "check", str(tmp_path / "mine.yaml"))
     assert code == 2
     assert "mine.yaml:2: modles: no such key; did you mean 'models'?" in err

@@ -6,7 +6,6 @@ import subprocess
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
 
-from pixelmill.flows import cli
 from pixelmill.flows.schedules import cron_to_calendar, format_schedule, own_command
 from pixelmill.tasks.store import Store
 
@@ -92,7 +91,7 @@ def as_systemd_reads(line: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["service", "cron"])
 def test_what_is_printed_does_a_night_where_next_to_nothing_is_set(
-    kind, copy_scenes, tiny_config, prefect_home, tmp_path, monkeypatch, capsys
+    kind, copy_scenes, tiny_config, prefect_home, tmp_path, monkeypatch, run
 ):
     folder, home = tmp_path / "line 1", tmp_path / "home"
     copy_scenes(folder / "images", 3)
@@ -100,9 +99,7 @@ def test_what_is_printed_does_a_night_where_next_to_nothing_is_set(
     (home / ".prefect").symlink_to(prefect_home)
     monkeypatch.chdir(folder)
     where = (tiny_config, "images", "--out", "store", "--cluster", "inline")
-    with pytest.raises(SystemExit):
-        cli.main(["nightly", *map(str, where), "--print", kind])
-    printed = capsys.readouterr().out
+    printed = run("nightly", *where, "--print", kind)[1]
     if kind == "cron":
         command, started_in = printed.split(maxsplit=5)[5].rstrip("\n").replace("\\%", "%"), home
     else:

@@ -5,14 +5,6 @@ import pytest
 from pixelmill.flows import cli
 
 
-def nightly(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["nightly", *arguments])
-    assert isinstance(ended.value.code, int)
-    told = capsys.readouterr()
-    return ended.value.code, told.out, told.err
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -23,19 +15,19 @@ def nightly(capsys, *arguments: str) -> tuple[int, str, str]:
         (("demo", ".", "--out", "x", "--serve"), "--serve needs a Prefect server"),
     ],
 )
-def test_wrong_usage_is_told_and_makes_no_store(capsys, monkeypatch, tmp_path, arguments, told):
+def test_wrong_usage_is_told_and_makes_no_store(run, monkeypatch, tmp_path, arguments, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    code, _, err = nightly(capsys, *arguments)
+    code, _, err = run("nightly", *arguments)
     assert code == cli.ExitCode.USAGE
     assert told in err
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_printed_runs_the_same_command_with_whole_paths(capsys, monkeypatch, tmp_path):
+def test_what_is_printed_runs_the_same_command_with_whole_paths(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     options = ("--out", "store", "--until", "06:00", "--cluster", "local:2")
-    code, out, _ = nightly(capsys, "demo", "images", *options, "--print", "cron")
+    code, out, _ = run("nightly", "demo", "images", *options, "--print", "cron")
     assert code == 0
     words = shlex.split(out)
     assert words[:5] == ["0", "2", "*", "*", "*"]
@@ -45,6 +37,6 @@ def test_what_is_printed_runs_the_same_command_with_whole_paths(capsys, monkeypa
         *("--cluster", "local:2", "--until", "06:00"),
     ]
     assert again[0].endswith("/demo.yaml")
-    code, out, _ = nightly(capsys, *again, "--print", "timer", "--cron", "30 1 * * 1-5")
+    code, out, _ = run("nightly", *again, "--print", "timer", "--cron", "30 1 * * 1-5")
     assert "OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 1:30:00\n" in out
     assert not list(tmp_path.iterdir())
