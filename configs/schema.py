@@ -401,6 +401,11 @@ class _Scaled(Frozen):
     )
     maximum: int = Field(gt=0, description="at once")
 
+    @property
+    def max_workers(self) -> int:
+        """Of all together."""
+        return self.maximum
+
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> "_Scaled":
         if self.minimum > self.maximum:
@@ -459,6 +464,11 @@ class JobsConfig(_Scaled):
     def num_workers(self) -> int:
         """Of a job."""
         return self.processes or self.gpus or self.cores
+
+    @property
+    def max_workers(self) -> int:
+        """Of all jobs together."""
+        return self.maximum * self.num_workers
 
     @model_validator(mode="after")
     def _a_gpu_is_for_one_worker(self) -> "JobsConfig":

@@ -179,8 +179,7 @@ class JobsPool(DaskPool):
     def __init__(
         self, client: Any, cluster: Any, kind: str, config: JobsConfig, needs: Needs
     ) -> None:
-        max_workers = config.maximum * config.num_workers
-        super().__init__(client, max_workers=max_workers, cluster=cluster, needs=needs)
+        super().__init__(client, max_workers=config.max_workers, cluster=cluster, needs=needs)
         self._queue = QUEUES[kind]
         self._logs = _log_folder(config)
         self._asked_at = float("-inf")
@@ -499,4 +498,4 @@ def _start_pods(config: KubernetesConfig, needs: Needs) -> Iterator[DaskPool]:
             cluster.adapt(minimum=config.minimum, maximum=config.maximum)
         client = stack.enter_context(Client(cluster, set_as_default=False))
         client.forward_logging("pixelmill", level=logging.INFO)
-        yield PodsPool(client, cluster, max_workers=config.maximum, needs=needs)
+        yield PodsPool(client, cluster, max_workers=config.max_workers, needs=needs)

@@ -15,7 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pixelmill.configs.schema import STARTED_CLUSTERS, ComputeConfig
+from pixelmill.configs.schema import (
+    STARTED_CLUSTERS,
+    ComputeConfig,
+    JobsConfig,
+    KubernetesConfig,
+)
 from pixelmill.flows.versions import Needs
 from pixelmill.tasks.store import ShardRef
 
@@ -325,11 +330,9 @@ def count_workers(cluster: str) -> int:
 def count_planned_workers(compute: ComputeConfig) -> int:
     """Workers that a cluster will have at most; 1 where only its scheduler knows."""
     chosen = choose_cluster(compute.cluster)
-    if chosen == "kubernetes" and compute.kubernetes is not None:
-        return compute.kubernetes.maximum
-    jobs = {"slurm": compute.slurm, "pbs": compute.pbs}.get(chosen)
-    if jobs is not None:
-        return jobs.maximum * jobs.num_workers
+    if chosen in STARTED_CLUSTERS:
+        block: JobsConfig | KubernetesConfig = getattr(compute, chosen)
+        return block.max_workers
     return max(1, count_gpus() if chosen == "cuda" else count_workers(chosen))
 
 
