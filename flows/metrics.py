@@ -184,9 +184,8 @@ def _kept(metrics: RunMetrics, path: Path) -> Iterator[None]:
     is_over = threading.Event()
 
     def go_on() -> None:
-        is_fine = write()
-        while is_fine and not is_over.wait(FILE_EVERY_S):
-            is_fine = write()
+        while write() and not is_over.wait(FILE_EVERY_S):
+            pass
 
     thread = threading.Thread(target=go_on, name="pixelmill-metrics")
     thread.start()
