@@ -106,12 +106,16 @@ def test_cpu_seconds_are_those_of_the_process():
 
 def test_rounds_are_summed_up_by_medians():
     walls = (2.0, 4.0, 8.0)
-    rounds = [Round(wall_s, 3.0, 0.1, {"cpu_s/decode": wall_s, "fixed_s": 0.2}) for wall_s in walls]
+    rounds = [
+        Round(wall_s, 3.0, 0.1, {"cpu_s/decode": wall_s, "fixed_s": 0.2, "bound_s": bound_s})
+        for wall_s, bound_s in zip(walls, (1.0, 3.0, 7.0), strict=True)
+    ]
     measured = summarise("pixelmill_1", rounds, 16, None)
     assert (measured.images_per_s, measured.span) == (4.0, (2.0, 8.0))
     assert measured.cpu_s_per_image == 3.0 / 16
     assert measured.stages == {"cpu_s/decode": 0.25}
     assert (measured.round_s, measured.fixed_s) == (4.0, 0.2)
+    assert measured.of_bound == 0.75  # and not the bound's median by the wall's
 
 
 def test_rounds_that_others_disturb_are_told_apart(monkeypatch):
@@ -128,12 +132,16 @@ def test_a_table_has_ratios_for_rivals_and_shares_of_the_bound():
     rows = {
         "stages_1": measured(100.0, stages={"cpu_s/decode": 0.01}),
         "pixelmill_1": measured(98.0, round_s=5.0, fixed_s=0.25),
+        "best_1": measured(99.0, of_bound=0.91),
         "naive_1": measured(24.5),
     }
     settings = {"": "torch fp32", "fastest": "openvino bf16"}
     page = throughput_page([Table("detector", 16, settings, rows, {"ray_2": "is not installed"})])
     assert "| x | 1 | 98.00 | 98.00 - 98.00 | 100.00 | 0.98 |  |  |" in page
-    assert "| 0.24 | 4.00x |" in page or "| 0.25 | 4.00x |" in page
+    assert (
+        "| x | 1 | 99.00 | 99.00 - 99.00 | 100.00 | 0.91 |  |  |" in page
+    )  # of its own processes'
+    assert "| 0.24 | 4.00x / 4.04x |" in page or "| 0.25 | 4.00x / 4.04x |" in page
     assert "Skipped: ray_2, is not installed." in page
     assert "decode 10.00" in page
     assert "commit in a round: 0.25 of 5.0 s (x)." in page

@@ -32,7 +32,12 @@ from pixelmill.flows.submit import run_shards
 from pixelmill.models.build import load_network
 from pixelmill.models.spec import ModelSpec
 from pixelmill.tasks.engine.decode import decode_image
-from pixelmill.tasks.engine.score import configure_process, nothing, score_shard
+from pixelmill.tasks.engine.score import (
+    ShardOutcome,
+    configure_process,
+    nothing,
+    score_shard,
+)
 from pixelmill.tasks.engine.stage_table import stage_lines
 from pixelmill.tasks.engine.telemetry import Stats
 from pixelmill.tasks.engine.views import draw_view, place_whole
@@ -84,7 +89,8 @@ class Contender(Protocol):
 
         Returns:
             Seconds measured inside the round: `wall_s` and `cpu_s` if the round's own are not what
-            counts, `fixed_s` of them that do not grow with the images, and `cpu_s/<stage>`.
+            counts, `fixed_s` of them that do not grow with the images, `bound_s` that the stages
+            alone would take, and `cpu_s/<stage>`.
         """
         ...
 
@@ -196,6 +202,9 @@ class _Pixelmill(_Base):
         for index in range(num_shards):
             score_shard(root, run_id, index, device=self.setting.device)
 
+    def _bound_s_per_image(self) -> float:
+        return time_stages(self.setting)
+
     def score(self) -> dict[str, float]:
         for root in self._roots:  # of the round before: what is on disk stays small
             shutil.rmtree(root)
@@ -211,7 +220,10 @@ class _Pixelmill(_Base):
         wall_s, cpu_s = time.perf_counter() - started, cpu_seconds(tree) - cpu_s
         receipts = (store.receipt(run_id, index) for index in range(num_shards))
         scoring_s = max(_scoring_s(each.stats) for each in receipts if each is not None)
-        return {"wall_s": wall_s, "cpu_s": cpu_s, "fixed_s": wall_s - scoring_s}
+        inside = {"wall_s": wall_s, "cpu_s": cpu_s, "fixed_s": wall_s - scoring_s}
+        if setting.device == "cpu":
+            inside["bound_s"] = self._bound_s_per_image() * len(setting.paths)
+        return inside
 
     def results(self) -> dict[str, Result]:
         store = Store(self._roots[0])
@@ -236,6 +248,49 @@ class _PixelmillCluster(_Pixelmill):
         done = run_shards(self._pool, functools.partial(score_part, root), shards)
         if done.num_done != num_shards:
             raise RuntimeError(f"{num_shards - done.num_done} shards failed: {done.failed}")
+
+    def _bound_s_per_image(self) -> float:
+        num_cores = self.setting.num_cores
+        parts = [ShardRef("bound", index, 0) for index in range(num_cores)]
+        run_shards(self._pool, functools.partial(_time_stages_of, self.setting), parts)
+        times = [float(_times_file(self.setting, part).read_text()) for part in parts]
+        return sum(times) / num_cores**2
+
+
+_TIMERS: dict[Path, StageTimer] = {}
+
+
+def time_stages(setting: Setting) -> float:
+    """CPU seconds of an image in decode, transform, forward and post, with nothing around them.
+
+    In the process that scores: where memory happens to lie makes a process faster or slower by up
+    to a tenth for as long as it lives, and so what it gets of another's bound says little.
+    """
+    timer = _TIMERS.get(setting.scratch)
+    if timer is None:
+        share = 2 if len(setting.paths) >= _FEW_IMAGES else 1
+        files = [path.read_bytes() for path in setting.paths[::share]]
+        timer = StageTimer(files, [setting.spec], setting.device, max_pixels=MAX_PIXELS)
+        timer.run()
+        _TIMERS[setting.scratch] = timer
+    return sum(timer.run().values()) / len(timer.files)
+
+
+def _time_stages_of(
+    setting: Setting,
+    part: ShardRef,
+    /,
+    *,
+    should_stop: Callable[[], bool],
+    on_scored: Callable[[], None] = nothing,
+) -> ShardOutcome:
+    """What a worker runs: the stages, while the others run theirs."""
+    _times_file(setting, part).write_text(str(time_stages(setting)))
+    return ShardOutcome(f"{part.run_id}-{part.index}", {}, 0, {})
+
+
+def _times_file(setting: Setting, part: ShardRef) -> Path:
+    return setting.scratch / f"stages-{part.index}"
 
 
 def _scoring_s(stats: Stats) -> float:

@@ -57,7 +57,8 @@ class Round:
 class Measured:
     """A contender's rounds, summed up: medians, with the least and the most in `span`.
 
-    `fixed_s` are seconds of a round of `round_s` that would be no more with more images.
+    `fixed_s` are seconds of a round of `round_s` that would be no more with more images;
+    `of_bound` is its share of what the stages alone gave in its own processes, after each round.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Measured:
     agreement: Agreement | None = None
     round_s: float = 0.0
     fixed_s: float = 0.0
+    of_bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,4 +371,7 @@ def summarise(
         agreement=agreement,
         round_s=median(each.wall_s for each in rounds),
         fixed_s=median(each.inside.get("fixed_s", 0.0) for each in rounds),
+        of_bound=median(each.inside["bound_s"] / each.wall_s for each in rounds)
+        if "bound_s" in rounds[0].inside
+        else None,
     )

@@ -191,17 +191,24 @@ def _workload_section(table: Table) -> str:
 
 
 def _row(name: str, row: Measured, table: Table) -> tuple[str, ...]:
-    bound = table.rows.get(f"stages_{row.num_cores}")
     return (
         row.title,
         str(row.num_cores),
         f"{row.images_per_s:.2f}",
         f"{row.span[0]:.2f} - {row.span[1]:.2f}",
         f"{1e3 * row.cpu_s_per_image:.2f}",
-        f"{row.images_per_s / bound.images_per_s:.2f}" if bound else "",
+        _share_of_bound(row, table),
         _ratios(row, table) if is_rival(name) else "",
         _percent(row.agreement.share) if row.agreement else "",
     )
+
+
+def _share_of_bound(row: Measured, table: Table) -> str:
+    """Of its own processes' bound where that was taken, else of the one that is in the table."""
+    if row.of_bound is not None:
+        return f"{row.of_bound:.2f}"
+    bound = table.rows.get(f"stages_{row.num_cores}")
+    return f"{row.images_per_s / bound.images_per_s:.2f}" if bound else ""
 
 
 def _ratios(row: Measured, table: Table) -> str:
