@@ -12,7 +12,14 @@ from pixelmill.tasks.comparison.boxes import BoxTally
 from pixelmill.tasks.comparison.labels import LabelTally
 from pixelmill.tasks.comparison.results import Comparison, ImageChange, ModelComparison
 from pixelmill.tasks.comparison.sentences import CaptionTally
-from pixelmill.tasks.comparison.sides import KIND_OF_TASK, Side, chunks, pair_models, scored_ids
+from pixelmill.tasks.comparison.sides import (
+    KIND_OF_TASK,
+    ModelRows,
+    Side,
+    chunks,
+    pair_models,
+    scored_ids,
+)
 from pixelmill.tasks.comparison.walks import Pair, walk_of
 from pixelmill.tasks.settings import flatten_settings, setting_differences
 from pixelmill.tasks.slices import TruthComparison
@@ -103,7 +110,9 @@ def compare_models(
     common = np.intersect1d(ids_a, ids_b, assume_unique=True)
     compared = common[:sample]  # ids are digests: the first are a random sample
     kind = KIND_OF_TASK[spec_a.task]
-    pair = Pair(a.store, b.store, spec_a, spec_b)
+    rows_a = ModelRows(a.store, spec_a.key, compared)
+    rows_b = ModelRows(b.store, spec_b.key, compared)
+    pair = Pair(rows_a, rows_b, spec_a, spec_b)
     walk = walk_of(kind, pair, with_masks)
     largest: list[tuple[float, str, ImageChange]] = []
     for image_ids in chunks(compared):

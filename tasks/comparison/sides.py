@@ -1,6 +1,7 @@
 """The two sides of a comparison: which models of which stores, and their rows, bit by bit."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from pixelmill.configs.schema import TaskName
@@ -17,12 +19,11 @@ from pixelmill.tasks.store import Store
 
 __all__ = [
     "KIND_OF_TASK",
+    "ModelRows",
     "Side",
     "chunks",
     "open_side",
     "pair_models",
-    "read_each",
-    "read_rows",
     "scored_ids",
 ]
 
@@ -35,6 +36,8 @@ KIND_OF_TASK: Mapping[TaskName, Kind] = {
 }
 # At most 100 boxes an image, 60 bytes each and side: some 400 MB at worst, 40 as a rule
 _CHUNK_IMAGES = 32_768
+# Of each table and side, the chunk's own rows included
+_AHEAD_BYTES = 128 << 20
 _RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 
 
@@ -144,46 +147,97 @@ def scored_ids(side: Side, model_key: str, collection: str | None) -> NDArray[np
 
 def chunks(ids: NDArray[np.bytes_]) -> Iterator[list[str]]:
     """Ids as 32 hex digits, in order, in lists whose rows fit into memory."""
-    raw = ids.tobytes()  # elements of dtype S16 lose their trailing zeros
     for start in range(0, len(ids), _CHUNK_IMAGES):
-        stop = min(start + _CHUNK_IMAGES, len(ids))
-        yield [raw[16 * k : 16 * k + 16].hex() for k in range(start, stop)]
+        yield _hex_digits(ids[start : start + _CHUNK_IMAGES])
 
 
-def read_rows(
-    store: Store,
-    table: str,
-    model_key: str,
-    image_ids: Sequence[str],
-    columns: Sequence[str],
-    filters: Sequence[tuple[str, str, Any]] = (),
-) -> pa.Table:
-    """Rows of the images of a chunk, and of those between them; row groups elsewhere stay unread.
+def _hex_digits(ids: NDArray[np.bytes_]) -> list[str]:
+    raw = ids.tobytes()  # elements of dtype S16 lose their trailing zeros
+    return [raw[k : k + 16].hex() for k in range(0, len(raw), 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Rows of some chunks that follow one another."""
+
+    numbers: range
+    rows: pa.Table
+
+    @property
+    def num_fitting(self) -> int:
+        """Chunks of which the rows may be held at once; at least one."""
+        return max(1, _AHEAD_BYTES * len(self.numbers) // max(1, self.rows.nbytes))
+
+
+_NOTHING = _Span(range(0), pa.table({}))
+
+
+class ModelRows:
+    """A model's rows of some images, for one chunk after the other.
+
+    Ids are digests, so every part has images of every chunk, and most parts are one row group: with
+    a chunk's rows those of as many chunks behind it are read as `_AHEAD_BYTES` hold.
 
     Args:
-        store: of the side.
-        table: images, detections, captions or labels.
+        store: with the rows.
         model_key: whose.
-        image_ids: sorted.
-        columns: beside `image_id`.
-        filters: as of `Store.table`.
+        ids: sorted, dtype S16, all that will be asked for.
     """
-    within = [("image_id", ">=", image_ids[0]), ("image_id", "<=", image_ids[-1]), *filters]
-    return store.table(table, model=model_key, columns=["image_id", *columns], filters=within)
 
+    def __init__(self, store: Store, model_key: str, ids: NDArray[np.bytes_]) -> None:
+        self.store = store
+        self._model_key = model_key
+        firsts = np.arange(0, len(ids), _CHUNK_IMAGES)
+        lasts = np.minimum(firsts + _CHUNK_IMAGES, len(ids)) - 1
+        self._firsts, self._lasts = _hex_digits(ids[firsts]), _hex_digits(ids[lasts])
+        self._spans: dict[tuple[Any, ...], _Span] = {}
 
-def read_each(
-    store: Store,
-    table: str,
-    model_key: str,
-    image_ids: Sequence[str],
-    columns: Sequence[str],
-    filters: Sequence[tuple[str, str, Any]] = (),
-) -> pa.Table:
-    """The row of each image of a chunk, in their order, of nulls where there is none.
+    def read(
+        self,
+        table: str,
+        image_ids: Sequence[str],
+        columns: Sequence[str],
+        filters: Sequence[tuple[str, str, Any]] = (),
+    ) -> pa.Table:
+        """Rows of the images of a chunk, and of those between them.
 
-    Arguments as of `read_rows`; of an image at most one row may be left by `filters`.
-    """
-    rows = read_rows(store, table, model_key, image_ids, columns, filters)
-    place = pc.index_in(pa.array(image_ids), value_set=rows["image_id"].combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
-    return rows.select(list(columns)).take(place)
+        Args:
+            table: images, detections, captions or labels.
+            image_ids: of a chunk, all or some, sorted.
+            columns: beside `image_id`.
+            filters: as of `Store.table`.
+        """
+        asked = (table, *columns, *filters)
+        number = bisect_left(self._lasts, image_ids[0])
+        if number not in self._spans.setdefault(asked, _NOTHING).numbers:
+            ahead = self._spans.pop(asked).num_fitting  # its rows are let go before others come
+            numbers = range(number, min(number + ahead, len(self._lasts)))
+            within = [
+                ("image_id", ">=", self._firsts[number]),
+                ("image_id", "<=", self._lasts[numbers[-1]]),
+            ]
+            found = self.store.table(
+                table,
+                model=self._model_key,
+                columns=["image_id", *columns],
+                filters=[*within, *filters],
+            )
+            self._spans[asked] = _Span(numbers, found)
+        rows = self._spans[asked].rows
+        wanted = (ds.field("image_id") >= image_ids[0]) & (ds.field("image_id") <= image_ids[-1])
+        return rows.filter(wanted)
+
+    def each(
+        self,
+        table: str,
+        image_ids: Sequence[str],
+        columns: Sequence[str],
+        filters: Sequence[tuple[str, str, Any]] = (),
+    ) -> pa.Table:
+        """The row of each image of a chunk, in their order, of nulls where there is none.
+
+        Arguments as of `read`; of an image at most one row may be left by `filters`.
+        """
+        rows = self.read(table, image_ids, columns, filters)
+        place = pc.index_in(pa.array(image_ids), value_set=rows["image_id"].combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
+        return rows.select(list(columns)).take(place)

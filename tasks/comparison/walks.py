@@ -17,7 +17,7 @@ from pixelmill.tasks.comparison.matching import BoxColumns, match_boxes, pair_ma
 from pixelmill.tasks.comparison.regions import VOID, RegionTally, agreement, joint_pixels
 from pixelmill.tasks.comparison.results import ImageChange, Kind
 from pixelmill.tasks.comparison.sentences import CaptionTally
-from pixelmill.tasks.comparison.sides import read_each, read_rows
+from pixelmill.tasks.comparison.sides import ModelRows
 from pixelmill.tasks.comparison.tallies import NONE
 from pixelmill.tasks.metrics.ptb import tokenize_captions
 from pixelmill.tasks.store import Store
@@ -39,10 +39,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models and their common classes."""
+    """Two models, their rows of the images compared, and their common classes."""
 
-    store_a: Store
-    store_b: Store
+    rows_a: ModelRows
+    rows_b: ModelRows
     spec_a: ModelSpec
     spec_b: ModelSpec
     classes: tuple[str, ...] = field(init=False)
@@ -53,11 +53,6 @@ class Pair:
         object.__setattr__(self, "classes", names)
         object.__setattr__(self, "number", {name: k for k, name in enumerate(names)})
 
-    @property
-    def sides(self) -> tuple[tuple[Store, str], tuple[Store, str]]:
-        """Store and model key of A and of B."""
-        return (self.store_a, self.spec_a.key), (self.store_b, self.spec_b.key)
-
     def each(
         self,
         table: str,
@@ -65,15 +60,15 @@ class Pair:
         columns: Sequence[str],
         filters: Sequence[tuple[str, str, Any]] = (),
     ) -> tuple[pa.Table, pa.Table]:
-        """The rows of the images in A and in B, see `read_each`."""
+        """The rows of the images in A and in B, see `ModelRows.each`."""
         a, b = (
-            read_each(store, table, key, image_ids, columns, filters) for store, key in self.sides
+            rows.each(table, image_ids, columns, filters) for rows in (self.rows_a, self.rows_b)
         )
         return a, b
 
     def files(self, image_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Paths and source URIs."""
-        rows = read_each(self.store_a, "images", self.spec_a.key, image_ids, _FILE)
+        rows = self.rows_a.each("images", image_ids, _FILE)
         return rows["path"].to_pylist(), rows["source_uri"].to_pylist()
 
     def labels(self, names: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -98,7 +93,8 @@ class BoxWalk:
     def compare(self, pair: Pair, image_ids: Sequence[str]) -> list[ImageChange]:
         """Take some images."""
         (a, slots_a), (b, slots_b) = (
-            _read_boxes(pair, store, key, image_ids, self._with_masks) for store, key in pair.sides
+            _read_boxes(pair, rows, image_ids, self._with_masks)
+            for rows in (pair.rows_a, pair.rows_b)
         )
         matched = match_boxes(a, b, len(image_ids))
         mask_iou = None
@@ -112,11 +108,11 @@ class BoxWalk:
 
 
 def _read_boxes(
-    pair: Pair, store: Store, model_key: str, image_ids: Sequence[str], with_masks: bool
+    pair: Pair, rows: ModelRows, image_ids: Sequence[str], with_masks: bool
 ) -> tuple[BoxColumns, NDArray[np.int64] | None]:
     """Boxes by image and rank, and (N, 2) layer and value of their masks, -1 without."""
     columns = ("rank", "class_name", "score", *_CORNERS, *(_SLOT if with_masks else ()))
-    table = read_rows(store, "detections", model_key, image_ids, columns)
+    table = rows.read("detections", image_ids, columns)
     image = pc.index_in(table["image_id"], value_set=pa.array(image_ids))  # pyright: ignore[reportAttributeAccessIssue]
     known = pc.is_valid(image)  # pyright: ignore[reportAttributeAccessIssue]
     table, image = table.filter(known), image.filter(known).to_numpy().astype(np.int64)
@@ -160,8 +156,8 @@ def _mask_iou(
         rows = slice(starts[image], starts[image + 1])
         if rows.start == rows.stop:
             continue
-        planes_a = _planes(pair.store_a, places_a[image], "instances")
-        planes_b = _planes(pair.store_b, places_b[image], "instances")
+        planes_a = _planes(pair.rows_a.store, places_a[image], "instances")
+        planes_b = _planes(pair.rows_b.store, places_b[image], "instances")
         if planes_a is not None and planes_b is not None:
             found[rows] = pair_mask_iou(
                 planes_a, planes_b, slots_a[rows].tolist(), slots_b[rows].tolist()
@@ -199,8 +195,8 @@ class RegionWalk:
         columns = (*_FILE, *_PLACE)
         images_a, images_b = (r.to_pylist() for r in pair.each("images", image_ids, columns))
         for k in _by_store(images_a):
-            a = _planes(pair.store_a, images_a[k], "semantic")
-            b = _planes(pair.store_b, images_b[k], "semantic")
+            a = _planes(pair.rows_a.store, images_a[k], "semantic")
+            b = _planes(pair.rows_b.store, images_b[k], "semantic")
             if a is None or b is None:
                 continue
             joint = joint_pixels(a, b, self._index_a, self._index_b, len(pair.classes))

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pixelmill.models.spec import ModelSpec
-from pixelmill.tasks.comparison.sides import chunks, read_rows
+from pixelmill.tasks.comparison.sides import ModelRows, chunks
 from pixelmill.tasks.metrics.detection import encode_plane, mask_codec
 from pixelmill.tasks.store import Store
 from pixelmill.tasks.store.masks import read_planes
@@ -142,13 +142,15 @@ def read_scenes(
     """
     columns = [name for name in IMAGES.names if name != "image_id"]
     seen: set[str] = set()
-    for image_ids in chunks(store.published_ids(spec.key)):
+    ids = store.published_ids(spec.key)
+    rows_of = ModelRows(store, spec.key, ids)
+    for image_ids in chunks(ids):
         if only is not None:
             image_ids = [image_id for image_id in image_ids if image_id in only]
         if not image_ids:
             continue
         wanted = set(image_ids)
-        rows = read_rows(store, "images", spec.key, image_ids, [*columns, "date"]).to_pylist()
+        rows = rows_of.read("images", image_ids, [*columns, "date"]).to_pylist()
         chosen = {
             row["image_id"]: row
             for row in rows
@@ -160,11 +162,11 @@ def read_scenes(
         if len(seen) > 1:
             raise ValueError(f"images of several collections: name one, {', '.join(sorted(seen))}")
         if chosen:
-            yield from _scenes(store, spec, chosen, sorted(chosen), min_score, with_masks)
+            yield from _scenes(rows_of, spec, chosen, sorted(chosen), min_score, with_masks)
 
 
 def _scenes(
-    store: Store,
+    rows_of: ModelRows,
     spec: ModelSpec,
     images: Mapping[str, Mapping[str, Any]],
     image_ids: Sequence[str],
@@ -173,7 +175,7 @@ def _scenes(
 ) -> Iterator[Scene]:
     def grouped(table: str, *names: str) -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {}
-        rows = read_rows(store, table, spec.key, image_ids, ["rank", *names]).to_pylist()
+        rows = rows_of.read(table, image_ids, ["rank", *names]).to_pylist()
         for row in sorted(rows, key=lambda row: row["rank"]):
             found.setdefault(row["image_id"], []).append(row)
         return found
@@ -190,7 +192,7 @@ def _scenes(
     for image_id in image_ids:
         image = images[image_id]
         rows = [row for row in boxes.get(image_id, ()) if row["score"] >= min_score]
-        masks = _instance_masks(store, image, rows) if with_masks else [None] * len(rows)
+        masks = _instance_masks(rows_of.store, image, rows) if with_masks else [None] * len(rows)
         things = [
             Thing(
                 row["class_id"], row["class_name"], row["score"],
@@ -199,7 +201,7 @@ def _scenes(
             for row, mask in zip(rows, masks, strict=True)
         ]  # fmt: skip
         if task == "semantic_segmentation" and with_masks:
-            things = _regions(store, spec, image)
+            things = _regions(rows_of.store, spec, image)
         yield Scene(
             image_id=image_id,
             path=image["path"],
