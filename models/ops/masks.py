@@ -4,8 +4,9 @@ Neither ever holds full-size planes of floats for all objects or classes: an ins
 resized within its box only, a label map is made in bands of rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -265,58 +266,59 @@ def label_map(
     height, width = image_size
     device = views[0].scores.device
     labels = torch.full((height, width), void, dtype=dtype, device=device)
-    band = _BAND
-    if device.type != "cpu":
-        band = max(1, _GPU_BAND_VALUES // (len(views[0].scores) * width))
-    elif len(views) == 1:
+    at_once = device.type != "cpu"
+    if len(views) == 1 and not at_once:
         _fill_from_one(labels, views[0])
         return labels
+    band = max(1, _GPU_BAND_VALUES // (len(views[0].scores) * width)) if at_once else _BAND
     for start in range(0, height, band):
-        _fill_from_many(labels, views, start, min(start + band, height))
+        _fill_from_many(labels, views, start, min(start + band, height), at_once=at_once)
     return labels.cpu()
 
 
-def _cut(scores: Tensor, rows: Axis, columns: Axis) -> tuple[Tensor, Axis, Axis]:
-    """The part of (K, h, w) scores that some pixels are made of, and their axes into it."""
-    axes = []
-    for side, axis in ((1, rows), (2, columns)):
-        low, high = int(axis.low.min()), int(axis.high.max())
-        scores = scores.narrow(side, low, high + 1 - low)
-        axes.append(Axis(axis.low - low, axis.high - low, axis.weight))
-    return scores, axes[0], axes[1]
+def _cut(axis: Axis) -> tuple[slice, Axis]:
+    """The elements that some positions are made of, and the positions counted from the first."""
+    low, high = int(axis.low.min()), int(axis.high.max())
+    return slice(low, high + 1), Axis(axis.low - low, axis.high - low, axis.weight)
 
 
 def _fill_from_one(labels: Tensor, view: PlacedScores) -> None:
-    """Class by class: 9x faster than the argmax over all planes, and two planes of memory."""
+    """In tiles, of the classes that may win there."""
     height, width = len(view.rows.low), len(view.columns.low)
     may_win = None
     if _MIN_PRUNED_SCALE * view.scores[0].numel() <= height * width:
         may_win = _may_win(view.scores)
     shown = labels[view.top : view.top + height, view.left : view.left + width]
     tile_width = width if may_win is None else _TILE_WIDTH
+    lefts = range(0, width, tile_width)
+    parts = [_cut(view.columns.part(left, left + tile_width)) for left in lefts]
     for top in range(0, height, _BAND):
-        rows = view.rows.part(top, top + _BAND)
-        for left in range(0, width, tile_width):
-            columns = view.columns.part(left, left + tile_width)
+        near_rows, rows = _cut(view.rows.part(top, top + _BAND))
+        for left, (near_columns, columns) in zip(lefts, parts, strict=True):
+            near = (slice(None), near_rows, near_columns)
             classes: Sequence[int] = range(len(view.scores))
             if may_win is not None:
-                cells, _, _ = _cut(may_win, rows, columns)
-                classes = cells.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+                classes = may_win[near].flatten(1).any(dim=1).nonzero()[:, 0].tolist()
             tile = shown[top : top + _BAND, left : left + tile_width]
-            _fill_tile(tile, view.scores, rows, columns, classes)
+            plane_of = partial(_plane_of, view.scores[near], rows, columns)
+            _fill_tile(tile, plane_of, classes)
 
 
-def _fill_tile(
-    labels: Tensor, scores: Tensor, rows: Axis, columns: Axis, classes: Sequence[int]
-) -> None:
-    """The best of some classes, in rising order, at every pixel of a tile."""
+def _plane_of(scores: Tensor, rows: Axis, columns: Axis, index: int) -> Tensor:
+    return _interpolate(scores[index], rows, columns)
+
+
+def _fill_tile(labels: Tensor, plane_of: Callable[[int], Tensor], classes: Sequence[int]) -> None:
+    """The best of some classes, in rising order, at every pixel; `plane_of` has their scores.
+
+    On a CPU up to 9x faster than the argmax over all planes, and two planes of memory.
+    """
     labels.fill_(classes[0])
     if len(classes) == 1:
         return
-    scores, rows, columns = _cut(scores, rows, columns)
-    best = _interpolate(scores[classes[0]], rows, columns)
+    best = plane_of(classes[0])
     for index in classes[1:]:
-        plane = _interpolate(scores[index], rows, columns)
+        plane = plane_of(index)
         labels.masked_fill_(plane > best, index)
         torch.maximum(best, plane, out=best)
 
@@ -338,27 +340,72 @@ def _may_win(scores: Tensor) -> Tensor | None:
     return highest >= lowest.amax(dim=0) - margin
 
 
-def _fill_from_many(labels: Tensor, views: Sequence[PlacedScores], start: int, stop: int) -> None:
-    """Rows `start` up to `stop`, by the sum of all views' planes."""
-    width = labels.shape[1]
-    device = labels.device
-    total = torch.zeros(len(views[0].scores), stop - start, width, device=device)
-    seen = torch.zeros(stop - start, width, dtype=torch.bool, device=device)
+class _Share(NamedTuple):
+    """What a view adds to a band of rows.
+
+    Attributes:
+        scores: (K, h, w) that its pixels there are made of.
+        rows: of them.
+        columns: of them.
+        weight: (rows, columns) float32.
+        place: where in the band they are.
+    """
+
+    scores: Tensor
+    rows: Axis
+    columns: Axis
+    weight: Tensor
+    place: tuple[slice, slice]
+
+
+def _fill_from_many(
+    labels: Tensor, views: Sequence[PlacedScores], start: int, stop: int, *, at_once: bool
+) -> None:
+    """Rows `start` up to `stop`, by the sum of all views' planes, class by class or at once."""
+    shares = list(_shares(views, start, stop, labels.device))
+    shown = labels[start:stop]
+    seen = torch.zeros(shown.shape, dtype=torch.bool, device=labels.device)
+    for share in shares:
+        seen[share.place] = True
+
+    def sum_of(classes: int | slice) -> Tensor:
+        """(..., rows, columns) of one class, or of several."""
+        total = torch.zeros(
+            (*views[0].scores[classes].shape[:-2], *shown.shape), device=labels.device
+        )
+        for scores, rows, columns, weight, place in shares:
+            total[..., *place] += _interpolate(scores[classes], rows, columns) * weight
+        return total
+
+    if at_once:
+        best = sum_of(slice(None)).argmax(dim=0).to(labels.dtype)
+    else:
+        best = torch.empty_like(shown)
+        _fill_tile(best, sum_of, range(len(views[0].scores)))
+    labels[start:stop] = torch.where(seen, best, shown)
+
+
+def _shares(
+    views: Sequence[PlacedScores], start: int, stop: int, device: torch.device
+) -> Iterator[_Share]:
+    """Of the views that show any of rows `start` up to `stop`."""
     for view in views:
         first, last = _band(view, start, stop)
         if first == last:
             continue
-        scores, rows, columns = _cut(view.scores, view.rows.part(first, last), view.columns)
+        near_rows, rows = _cut(view.rows.part(first, last))
+        near_columns, columns = _cut(view.columns)
         weight = view.row_weight[first:last, None] * view.column_weight
-        place = (
-            slice(view.top + first - start, view.top + last - start),
-            slice(view.left, view.left + len(view.columns.low)),
+        yield _Share(
+            view.scores[:, near_rows, near_columns],
+            rows.to(device),
+            columns.to(device),
+            weight.to(device, non_blocking=True),
+            (
+                slice(view.top + first - start, view.top + last - start),
+                slice(view.left, view.left + len(view.columns.low)),
+            ),
         )
-        planes = _interpolate(scores, rows.to(device), columns.to(device))
-        total[:, *place] += planes * weight.to(device, non_blocking=True)
-        seen[place] = True
-    best = total.argmax(dim=0).to(labels.dtype)
-    labels[start:stop] = torch.where(seen, best, labels[start:stop])
 
 
 def _band(view: PlacedScores, start: int, stop: int) -> tuple[int, int]:

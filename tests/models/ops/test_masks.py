@@ -116,14 +116,15 @@ def test_scores_of_no_number_get_a_label_all_the_same(bad: float) -> None:
     assert (labels < 3).all()
 
 
-def test_many_planes_at_once_give_what_class_by_class_gives(monkeypatch) -> None:
-    """As a GPU does it, band by band."""
+@pytest.mark.parametrize("at_once", [True, False])
+def test_bands_of_many_views_give_what_tiles_of_one_give(at_once: bool) -> None:
+    """At once as a GPU does it, else class by class."""
     scores = torch.randn(5, 20, 30, generator=torch.Generator().manual_seed(4))
     view = placed(scores, (100, 90))
     expected = label_map([view], (100, 90), 255, torch.uint8)
     labels = torch.full((100, 90), 255, dtype=torch.uint8)
     for start in range(0, 100, 33):
-        masks._fill_from_many(labels, [view], start, min(start + 33, 100))
+        masks._fill_from_many(labels, [view], start, min(start + 33, 100), at_once=at_once)
     assert torch.equal(labels, expected)
 
 
@@ -138,7 +139,11 @@ def test_several_views_give_the_argmax_of_the_weighted_mean() -> None:
         for p, w in zip(probs, weights, strict=True)
     )
     assert isinstance(mean, Tensor)
-    assert (label_map(views, size, 255, torch.uint8) == mean.argmax(dim=0)).float().mean() > 0.9999
+    labels = label_map(views, size, 255, torch.uint8)
+    assert (labels == mean.argmax(dim=0)).float().mean() > 0.9999
+    at_once = torch.full_like(labels, 255)
+    masks._fill_from_many(at_once, views, 0, 100, at_once=True)
+    assert torch.equal(labels, at_once)
 
 
 def test_pixels_that_no_view_shows_are_void() -> None:
