@@ -119,11 +119,17 @@ def server():
         yield
 
 
-@pytest.fixture(scope="session")
-def score_plainly(tiny_config):
-    """Scores a folder in this process without Prefect and Dask; all other ways must equal it."""
+@pytest.fixture(scope="module")
+def images(copy_scenes, tmp_path_factory, request) -> Path:
+    """A folder of as many images as the module's NUM_IMAGES says."""
+    return copy_scenes(tmp_path_factory.mktemp("some") / "scenes", request.module.NUM_IMAGES)
 
-    def score(folder: Path, root: Path, *, is_published: bool = True) -> Store:
+
+@pytest.fixture(scope="session")
+def plan_plainly(tiny_config):
+    """Plans a folder by the tiny models: a new store, and what there is to score."""
+
+    def plan(folder: Path, root: Path) -> tuple[Store, list[ShardRef]]:
         params = ScoreParams(
             source=str(folder), store=str(root), config=load_config(tiny_config), date=DATE
         )
@@ -139,14 +145,30 @@ def score_plainly(tiny_config):
             date=job.date,
         )
         record = save_plan(store, plan)
-        for index in range(record.num_shards):
-            shard = ShardRef(record.run_id, index, 4)
+        return store, [ShardRef(record.run_id, index, 4) for index in range(record.num_shards)]
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def score_plainly(plan_plainly):
+    """Scores a folder in this process without Prefect and Dask; all other ways must equal it."""
+
+    def score(folder: Path, root: Path, *, is_published: bool = True) -> Store:
+        store, shards = plan_plainly(folder, root)
+        for shard in shards:
             score_reference(store.root, "", shard, should_stop=lambda: False, is_isolated=False)
         if is_published:
             publish(store)
         return store
 
     return score
+
+
+@pytest.fixture(scope="module")
+def reference(images, score_plainly, tmp_path_factory) -> Store:
+    """What comes of those images where nothing is in the way."""
+    return score_plainly(images, tmp_path_factory.mktemp("reference") / "store")
 
 
 @pytest.fixture(scope="session")

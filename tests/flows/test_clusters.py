@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pixelmill.configs.load import load_config
 from pixelmill.configs.schema import (
     ComputeConfig,
     KubernetesConfig,
@@ -22,16 +21,12 @@ from pixelmill.configs.schema import (
     StartedCluster,
 )
 from pixelmill.flows.clusters import job_options, lifetime_of, pod_spec
-from pixelmill.flows.job import ScoreParams, prepare_job, read_known
 from pixelmill.flows.pool import open_pool
 from pixelmill.flows.submit import run_shards
 from pixelmill.flows.worker import score_reference
-from pixelmill.tasks.ingest import ingest
-from pixelmill.tasks.plan import plan_run, save_plan
-from pixelmill.tasks.store import ShardRef, Store, publish
+from pixelmill.tasks.store import publish
 
 NUM_IMAGES = 24
-DATE = "2024-05-31"
 OF_CLUSTER = ("name", "scheduler_options")
 
 needs_jobqueue = pytest.mark.skipif(
@@ -260,25 +255,9 @@ def open_jobs(folder: Path, **block: Any):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_jobs_score_all_though_a_walltime_kills_them_and_are_none_when_nothing_waits(
-    slurm, copy_scenes, tiny_config, score_plainly, assert_same_predictions, wait_for, tmp_path
+    slurm, images, plan_plainly, reference, assert_same_predictions, wait_for, tmp_path
 ):
-    images = copy_scenes(tmp_path / "scenes", NUM_IMAGES)
-    params = ScoreParams(
-        source=str(images), store=str(tmp_path / "store"), config=load_config(tiny_config)
-    )
-    job = prepare_job(params)
-    store = Store(tmp_path / "store", create=True)
-    plan = plan_run(
-        store,
-        ingest(job.source, job.config.ingest, read_known(store, job.collection)),
-        job.specs,
-        job.config,
-        collection=job.collection,
-        source=job.source,
-        date=DATE,
-    )
-    record = save_plan(store, plan)
-    shards = [ShardRef(record.run_id, index, 4) for index in range(record.num_shards)]
+    store, shards = plan_plainly(images, tmp_path / "store")
     killed: list[int] = []
 
     def kill_all(shard: object, result: object) -> None:
@@ -295,7 +274,7 @@ def test_jobs_score_all_though_a_walltime_kills_them_and_are_none_when_nothing_w
             pool,
             functools.partial(score_reference, store.root, "", is_isolated=True),
             shards,
-            name=record.run_id,
+            name=shards[0].run_id,
             on_done=kill_all,
         )
         wait_for(lambda: not slurm.running(), "end of jobs for which nothing waits")
@@ -304,7 +283,7 @@ def test_jobs_score_all_though_a_walltime_kills_them_and_are_none_when_nothing_w
     assert len(killed) == 1
     assert slurm.num_submitted() == 2
     publish(store)
-    assert_same_predictions(store.root, score_plainly(images, tmp_path / "reference"))
+    assert_same_predictions(store.root, reference)
     assert not list((tmp_path / "jobs").glob("keys-*")), "keys of the run are left"
 
 

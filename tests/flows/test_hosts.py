@@ -30,17 +30,6 @@ def hosts() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("hosts.py"))))
 
 
-@pytest.fixture(scope="module")
-def images(copy_scenes, tmp_path_factory) -> Path:
-    return copy_scenes(tmp_path_factory.mktemp("camera") / "images", NUM_IMAGES)
-
-
-@pytest.fixture(scope="module")
-def reference(images, score_plainly, tmp_path_factory) -> Store:
-    """What nobody was cut off from."""
-    return score_plainly(images, tmp_path_factory.mktemp("reference") / "store")
-
-
 class Lab:
     """A cluster on five hosts, for one bucket after the other.
 

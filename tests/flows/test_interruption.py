@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -12,11 +11,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_IMAGES = 48
 NUM_SHARDS = NUM_IMAGES // 4
-
-
-@pytest.fixture(scope="module")
-def images(copy_scenes, tmp_path_factory) -> Path:
-    return copy_scenes(tmp_path_factory.mktemp("some") / "scenes", NUM_IMAGES)
 
 
 @pytest.fixture

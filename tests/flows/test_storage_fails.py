@@ -19,16 +19,6 @@ NUM_IMAGES, NUM_SHARDS = 32, 8
 DATE = "2024-05-31"
 
 
-@pytest.fixture(scope="module")
-def images(copy_scenes, tmp_path_factory) -> Path:
-    return copy_scenes(tmp_path_factory.mktemp("some") / "scenes", NUM_IMAGES)
-
-
-@pytest.fixture(scope="module")
-def reference(images, score_plainly, tmp_path_factory) -> Store:
-    return score_plainly(images, tmp_path_factory.mktemp("reference") / "store")
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A file system of its own; call it with a size to set it."""
