@@ -30,14 +30,14 @@ def test_a_running_cluster_scores_and_a_killed_worker_loses_nothing(
     scheduler,
     launch,
     launch_score,
-    copy_scenes,
+    images,
+    reference,
     tmp_path,
     wait_for,
     count_receipts,
-    score_plainly,
     assert_same_predictions,
 ):
-    images, store = copy_scenes(tmp_path / "scenes", NUM_IMAGES), tmp_path / "store"
+    store = tmp_path / "store"
     command = launch_score(images, store, "--scheduler", scheduler)
     wait_for(lambda: list(store.glob("_commit/runs/*.json")), "plan")  # waits for workers now
     one = ("--nthreads", 1, "--no-nanny", "--dashboard-address", "127.0.0.1:0")
@@ -53,5 +53,5 @@ def test_a_running_cluster_scores_and_a_killed_worker_loses_nothing(
 
     assert command.wait() == 0, command.stderr()
     assert "Traceback" not in command.stderr()
-    assert_same_predictions(store, score_plainly(images, tmp_path / "reference"))
+    assert_same_predictions(store, reference)
     assert workers[1].is_running(), "a cluster that is not ours is left as it is"

@@ -206,11 +206,6 @@ def api(launch, wait_for, postgres):
 
 
 @pytest.fixture(scope="module")
-def images(copy_scenes, tmp_path_factory):
-    return copy_scenes(tmp_path_factory.mktemp("many") / "scenes", NUM_IMAGES)
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("server") / "store"
 
