@@ -4,8 +4,8 @@ Wei Liu, Dragomir Anguelov, Dumitru Erhan, Christian Szegedy, Scott Reed, Cheng-
 C. Berg: SSD: Single Shot MultiBox Detector, ECCV 2016, https://arxiv.org/abs/1512.02325, figure 2
 and section 2; SSD512's seventh map as in section 3.4.
 
-Differences: any torchvision backbone may take VGG16's place (its features at strides 8, 16 and 32
-then, in place of conv4_3 and fc7); canvases of other sizes than 300 and 512 get the default boxes
+Differences: any torchvision backbone may take VGG16's place (its features at strides 8 and 16 then,
+in place of conv4_3 and fc7); canvases of other sizes than 300 and 512 get the default boxes
 of the nearer one, relative to the canvas.
 """
 
